@@ -1,0 +1,138 @@
+"""EmojiCanvas: 11,770 openly licensed 64x64 emoji pictures with known factors.
+
+Seven drawing styles x 1,562 concepts, captions, keywords, categories; see emoji-canvas/README.md.
+"""
+
+import io
+import json
+import math
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+FOLDER = Path(__file__).parent / "emoji-canvas"
+SPLITS = ("train", "validation", "test")
+STYLES = (
+    "noto",
+    "noto-v1",
+    "twemoji",
+    "emojione",
+    "fluent",
+    "fluent-flat",
+    "fluent-high-contrast",
+)
+
+
+def augment(
+    rgba: UInt8[Tensor, "b 4 h w"],
+    generator: torch.Generator,
+    *,
+    strength: float = 1.0,
+) -> Float[Tensor, "b 3 h w"]:
+    """Shift, scale and rotate each drawing, and lay it on a pastel background; values in 0..1.
+
+    Strength 1 is scale 0.65 to 1.0, rotation within 15 degrees and any shift that stays inside;
+    strength 0 is the drawing as it is, on white.
+    """
+    b = len(rgba)
+    u = torch.rand(b, 8, generator=generator) * 2 - 1  # [b 8] in -1..1
+    scale = 1 - strength * (u[:, 0] + 1) / 2 * 0.35
+    angle = u[:, 1] * strength * math.radians(15)
+    shift = u[:, 2:4] * (1 - scale)[:, None]
+    colour = rgba.float() / 255
+    premultiplied = torch.cat([colour[:, :3] * colour[:, 3:], colour[:, 3:]], 1)
+    if strength:
+        premultiplied = _move(premultiplied, scale, angle, shift)
+    pastel = 1 - strength * (u[:, 4:7] + 1) / 2 * 0.35  # [b 3] in 0.65..1
+    alpha = premultiplied[:, 3:]
+    return (premultiplied[:, :3] + (1 - alpha) * pastel[:, :, None, None]).clamp(0, 1)
+
+
+def _move(
+    image: Float[Tensor, "b c h w"],
+    scale: Float[Tensor, " b"],
+    angle: Float[Tensor, " b"],
+    shift: Float[Tensor, "b 2"],
+) -> Float[Tensor, "b c h w"]:
+    """The inverse affine map, sampled bilinearly; transparent outside."""
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    rotation = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
+    offset = -rotation @ shift[:, :, None]
+    grid = F.affine_grid(torch.cat([rotation, offset], 2), list(image.shape), align_corners=False)
+    return F.grid_sample(image, grid, align_corners=False, padding_mode="zeros")
+
+
+def decode(webp: bytes) -> UInt8[Tensor, "4 h w"]:
+    from PIL import Image
+
+    pixels = np.array(Image.open(io.BytesIO(webp)).convert("RGBA"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def to_picture(rgb: Float[Tensor, "3 h w"]) -> Any:
+    """A PIL image of values in 0..1."""
+    from PIL import Image
+
+    return Image.fromarray((rgb * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+
+
+class EmojiCanvas(torch.utils.data.Dataset[tuple[Any, dict[str, Any]]]):
+    """One split, indexable: `canvas[i]` is (PIL image, metadata); `canvas.about[i]` needs no pixels.
+
+    With `augmented`, image i is drawn with a seed of its own, (seed, i): the same every time.
+    """
+
+    def __init__(self, split: str, *, augmented: bool = False, seed: int = 0) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"EmojiCanvas has no split {split!r}; it has {', '.join(SPLITS)}")
+        self.split, self.augmented, self.seed = split, augmented, seed
+        self.shards = sorted(FOLDER.glob(f"{split}-*.tar.gz"))
+        self.about: list[dict[str, Any]] = []
+        self._webp: list[bytes] = []
+        for shard in self.shards:
+            self._read(shard)
+
+    def _read(self, shard: Path) -> None:
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                file = archive.extractfile(member)
+                assert file is not None
+                if member.name.endswith(".json"):
+                    self.about.append(json.load(file))
+                else:
+                    self._webp.append(file.read())
+
+    def __len__(self) -> int:
+        return len(self.about)
+
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+        return self._draw(decode(self._webp[index]), index), self.about[index]
+
+    def _draw(self, rgba: UInt8[Tensor, "4 h w"], index: int) -> Any:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        return to_picture(augment(rgba[None], generator, strength=float(self.augmented))[0])
+
+    def rgba(self) -> UInt8[Tensor, "n 4 h w"]:
+        """All drawings with their transparency, for whoever augments in batches."""
+        return torch.stack([decode(webp) for webp in self._webp])
+
+    def pipeline(self, **options: Any) -> Any:
+        """The same rows as a `webdataset.WebDataset` of (PIL image, metadata) pairs."""
+        import webdataset
+
+        number = iter(range(len(self)))
+        draw: Callable[[bytes], Any] = lambda webp: self._draw(decode(webp), next(number))  # noqa: E731
+        rows = webdataset.WebDataset([str(s) for s in self.shards], shardshuffle=False, **options)
+        return rows.to_tuple("webp", "json").map_tuple(draw, json.loads)
+
+
+def emoji_canvas(split: str = "train", *, augmented: bool = False, seed: int = 0) -> EmojiCanvas:
+    """The embedded data set. Raises ValueError on an unknown split."""
+    return EmojiCanvas(split, augmented=augmented, seed=seed)
