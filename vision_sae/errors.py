@@ -1,0 +1,92 @@
+"""What can go wrong, by what the caller can do about it.
+
+VisionSAEError
+├── ConfigError (ValueError)         a setting is out of range
+├── UnknownName (LookupError)        no such model, site, data set, split, latent
+├── MissingExtra (ImportError)       an optional library is not installed
+├── DataError (ValueError)           images, vocabularies or activations that cannot be used
+├── StoreError                       an activation store is unfinished, broken or of another kind
+├── CheckpointError                  a saved SAE is broken or of another kind
+├── MismatchError (ValueError)       an SAE, a store and a model that do not belong together
+└── OutputExists (FileExistsError)   the output folder already holds something else
+"""
+
+import importlib
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+
+class VisionSAEError(Exception):
+    """Every error that this library raises on purpose."""
+
+
+class ConfigError(VisionSAEError, ValueError):
+    pass
+
+
+class UnknownName(VisionSAEError, LookupError):
+    """A name that is not there; the message lists near ones, or all when they are few."""
+
+    def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
+        super().__init__(f"no {kind} {name!r}; {_suggest(name, sorted(allowed))}")
+
+
+class MissingExtra(VisionSAEError, ImportError):
+    pass
+
+
+class DataError(VisionSAEError, ValueError):
+    pass
+
+
+class StoreError(VisionSAEError):
+    pass
+
+
+class CheckpointError(VisionSAEError):
+    pass
+
+
+class MismatchError(VisionSAEError, ValueError):
+    pass
+
+
+class OutputExists(VisionSAEError, FileExistsError):
+    pass
+
+
+def _suggest(name: str, allowed: list[str], few: int = 12) -> str:
+    near = get_close_matches(name, allowed, n=5, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    listed = ", ".join(allowed[:few]) + (f" and {len(allowed) - few} more" if len(allowed) > few else "")
+    return f"there are: {listed or 'none'}"
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional library, or raise MissingExtra that names the extra to install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"this needs {module}, which is not installed: pip install 'vision-sae[{extra}]'"
+        ) from error
+
+
+def claim_folder(folder: Path, marker: str, *, overwrite: bool = False) -> Path:
+    """Make an output folder, or accept an empty one or one of our own kind (it holds `marker`).
+
+    Raises OutputExists when it holds anything else and `overwrite` is false.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputExists(f"{folder} is a file; an output folder is needed")
+    held = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    if held and marker not in held and not overwrite:
+        raise OutputExists(
+            f"{folder} already holds something else ({', '.join(held[:3])}); "
+            "choose another folder or pass --overwrite"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
