@@ -1,0 +1,49 @@
+"""Files that are either whole or absent: written under a temporary name, synced, then renamed."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+from vision_sae.errors import StoreError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Raises StoreError when the disk is full or the folder cannot be written."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(
+            f"could not write {path} ({len(data):,} bytes): {error.strerror or error}; "
+            "what was finished before is intact, run the same command again to go on"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write safetensors; returns the sha256 of the file."""
+    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["SafetensorError", "sha256", "write_bytes", "write_json", "write_tensors"]

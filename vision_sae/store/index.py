@@ -1,0 +1,100 @@
+"""The index of a store: what the activations are, which shards hold them, and whether all are there.
+
+    acts/index.json            this index, rewritten after each shard
+    acts/00000.safetensors     "activations" [images tokens width]
+    acts/00000.json            the images' keys and what is known of them, in the same order
+"""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vision_sae.errors import StoreError
+from vision_sae.files import write_json
+
+INDEX = "index.json"
+SCHEMA = 1
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+class Provenance(BaseModel):
+    """Which model, site, tokens and images some activations came from; travels into SAEs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    fingerprint: str  # of the model's weights
+    site: str
+    tokens: str  # cls, patches, pooled or all
+    data: str  # what open_data turns into the images again
+
+    def differs(self, other: "Provenance") -> str | None:
+        """What makes activations incomparable, in words; None when nothing does."""
+        for key in ("model", "fingerprint", "site", "tokens"):
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine != theirs:
+                return f"{key} {mine!r} against {theirs!r}"
+        return None
+
+
+class Shard(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    images: int
+    sha256: str
+
+
+class StoreIndex(BaseModel):
+    """`seen` is the position in the source at which a resumed run goes on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_number: int = SCHEMA
+    provenance: Provenance
+    dtype: DType
+    width: int
+    tokens_per_image: int
+    prefix_tokens: int  # of tokens_per_image, those that stand before the patches
+    grid: tuple[int, int] | None
+    shards: list[Shard] = []
+    seen: int = 0
+    skipped: list[str] = []
+    complete: bool = False
+
+    @property
+    def images(self) -> int:
+        return sum(shard.images for shard in self.shards)
+
+    def same_job(self, other: "StoreIndex") -> bool:
+        """Whether a second run would write the same kind of rows."""
+        fields = {"provenance", "dtype", "width", "tokens_per_image", "prefix_tokens", "grid"}
+        return self.model_dump(include=fields) == other.model_dump(include=fields)
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / INDEX, self.model_dump())
+
+
+def read_index(folder: Path) -> StoreIndex:
+    """Raises StoreError when there is no store, or one of another schema."""
+    path = folder / INDEX
+    if not path.exists():
+        raise StoreError(f"{folder} is no activation store: it has no {INDEX}")
+    try:
+        index = StoreIndex.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise StoreError(f"{path} is not a store's index: {error.errors()[0]['msg']}") from error
+    if index.schema_number != SCHEMA:
+        raise StoreError(f"{path} has schema {index.schema_number}; this version reads {SCHEMA}")
+    return index
+
+
+class Row(NamedTuple):
+    """An image of the source: its position there, its key, and what is known of it."""
+
+    position: int
+    key: str
+    about: dict[str, Any]
