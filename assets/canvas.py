@@ -7,7 +7,8 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from vision_sae.data import ImageSource, Item
+from vision_sae.errors import UnknownName, require
 
 FOLDER = Path(__file__).parent / "emoji-canvas"
 SPLITS = ("train", "validation", "test")
@@ -28,6 +32,7 @@ STYLES = (
     "fluent-flat",
     "fluent-high-contrast",
 )
+AUGMENTED = "+augmented"
 
 
 def augment(
@@ -70,34 +75,34 @@ def _move(
 
 
 def decode(webp: bytes) -> UInt8[Tensor, "4 h w"]:
-    from PIL import Image
-
-    pixels = np.array(Image.open(io.BytesIO(webp)).convert("RGBA"))
+    image = require("PIL.Image", "images")
+    pixels = np.array(image.open(io.BytesIO(webp)).convert("RGBA"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def to_picture(rgb: Float[Tensor, "3 h w"]) -> Any:
     """A PIL image of values in 0..1."""
-    from PIL import Image
-
-    return Image.fromarray((rgb * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+    pixels = (rgb * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    return require("PIL.Image", "images").fromarray(pixels)
 
 
 class EmojiCanvas(torch.utils.data.Dataset[tuple[Any, dict[str, Any]]]):
-    """One split, indexable: `canvas[i]` is (PIL image, metadata); `canvas.about[i]` needs no pixels.
+    """One split, indexable: `canvas[i]` is (PIL image, metadata), `canvas.about[i]` the metadata.
 
     With `augmented`, image i is drawn with a seed of its own, (seed, i): the same every time.
+    Raises UnknownName on an unknown split.
     """
 
     def __init__(self, split: str, *, augmented: bool = False, seed: int = 0) -> None:
         if split not in SPLITS:
-            raise ValueError(f"EmojiCanvas has no split {split!r}; it has {', '.join(SPLITS)}")
+            raise UnknownName("EmojiCanvas split", split, SPLITS)
         self.split, self.augmented, self.seed = split, augmented, seed
         self.shards = sorted(FOLDER.glob(f"{split}-*.tar.gz"))
         self.about: list[dict[str, Any]] = []
         self._webp: list[bytes] = []
         for shard in self.shards:
             self._read(shard)
+        self._index = {row["key"]: i for i, row in enumerate(self.about)}
 
     def _read(self, shard: Path) -> None:
         with tarfile.open(shard) as archive:
@@ -113,26 +118,65 @@ class EmojiCanvas(torch.utils.data.Dataset[tuple[Any, dict[str, Any]]]):
         return len(self.about)
 
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
-        return self._draw(decode(self._webp[index]), index), self.about[index]
+        return self.picture(index), self.about[index]
 
-    def _draw(self, rgba: UInt8[Tensor, "4 h w"], index: int) -> Any:
+    def picture(self, index: int) -> Any:
+        """The PIL image alone."""
+        return self._draw(self._webp[index], range(len(self))[index])
+
+    def _draw(self, webp: bytes, index: int) -> Any:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        return to_picture(augment(rgba[None], generator, strength=float(self.augmented))[0])
+        rgba = decode(webp)[None]
+        return to_picture(augment(rgba, generator, strength=float(self.augmented))[0])
 
     def rgba(self) -> UInt8[Tensor, "n 4 h w"]:
         """All drawings with their transparency, for whoever augments in batches."""
         return torch.stack([decode(webp) for webp in self._webp])
 
     def pipeline(self, **options: Any) -> Any:
-        """The same rows as a `webdataset.WebDataset` of (PIL image, metadata) pairs."""
-        import webdataset
+        """The same rows as a `webdataset.WebDataset` of (PIL image, metadata) pairs.
 
-        number = iter(range(len(self)))
-        draw: Callable[[bytes], Any] = lambda webp: self._draw(decode(webp), next(number))  # noqa: E731
-        rows = webdataset.WebDataset([str(s) for s in self.shards], shardshuffle=False, **options)
-        return rows.to_tuple("webp", "json").map_tuple(draw, json.loads)
+        The options are WebDataset's; a picture is `canvas[i]`'s in whatever order it comes.
+        """
+        webdataset = require("webdataset", "images")
+        rows = webdataset.WebDataset(
+            [str(shard) for shard in self.shards], **({"shardshuffle": False} | options)
+        )
+        return rows.map(self._row)
+
+    def _row(self, sample: dict[str, bytes]) -> tuple[Any, dict[str, Any]]:
+        about = json.loads(sample["json"])
+        return self._draw(sample["webp"], self._index[about["key"]]), about
 
 
 def emoji_canvas(split: str = "train", *, augmented: bool = False, seed: int = 0) -> EmojiCanvas:
-    """The embedded data set. Raises ValueError on an unknown split."""
+    """The embedded data set. Raises UnknownName on an unknown split."""
     return EmojiCanvas(split, augmented=augmented, seed=seed)
+
+
+class CanvasSource:
+    """A split of EmojiCanvas as an image source; `about` is the metadata without the key."""
+
+    def __init__(self, split: str, *, augmented: bool = False) -> None:
+        self.canvas = EmojiCanvas(split, augmented=augmented)
+        self.name = f"emoji-canvas:{split}" + (AUGMENTED if augmented else "")
+
+    def __len__(self) -> int:
+        return len(self.canvas)
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        for i in range(start, len(self)):
+            about = {name: value for name, value in self.canvas.about[i].items() if name != "key"}
+            yield Item(self.canvas.about[i]["key"], about, partial(self.canvas.picture, i))
+
+
+def source(argument: str) -> ImageSource:
+    """The data plugin: a split, also as `train+augmented`; nothing means train.
+
+    Raises UnknownName.
+    """
+    allowed = [split + more for split in SPLITS for more in ("", AUGMENTED)]
+    if (argument or "train") not in allowed:
+        raise UnknownName("EmojiCanvas split", argument, allowed)
+    split = argument.removesuffix(AUGMENTED) or "train"
+    return CanvasSource(split, augmented=argument.endswith(AUGMENTED))

@@ -5,6 +5,7 @@ with G the sparse [n s] gradient of the codes, dW = G^T x is one CSR product who
 and the gradient of a code is a dot product of two gathered rows.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -13,6 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vision_sae.codes import ByLatent, Codes
+
+
+with warnings.catch_warnings():
+    # torch says once per process that CSR is in beta: here, rather than in a user's training log
+    warnings.simplefilter("ignore", UserWarning)
+    torch.eye(2).to_sparse_csr()
 
 
 def gather_sum(

@@ -7,18 +7,14 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from vision_sae import kernels, sparsity
 from vision_sae.codes import Codes
+from vision_sae.config import Frozen, plain_error
 from vision_sae.errors import ConfigError, DataError
-
-
-class Frozen(BaseModel):
-    """Immutable settings that refuse unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from vision_sae.provenance import Provenance
 
 
 class TopK(Frozen):
@@ -60,14 +56,7 @@ class SAEConfig(Frozen):
         try:
             return cls(d=d, s=s, sparsity=FAMILIES[family](k=k))
         except ValidationError as error:
-            raise ConfigError("; ".join(_plain(e["msg"], e["loc"]) for e in error.errors())) from None
-
-
-def _plain(message: str, where: tuple[int | str, ...]) -> str:
-    """Pydantic's message, with the field's name where it has one."""
-    name = ".".join(str(part) for part in where)
-    text = message.removeprefix("Value error, ")
-    return f"{name}: {text}" if name else text
+            raise ConfigError(plain_error(error)) from None
 
 
 class Output(NamedTuple):
@@ -81,11 +70,13 @@ class SAE(nn.Module):
     """A sparse autoencoder with unit-norm atoms and the encoder started as their transpose.
 
     `threshold` is used by BatchTopK at inference: the calibrated one, or the running average
-    `threshold_ema` until there is one. Either is NaN while unset.
+    `threshold_ema` until there is one. Either is NaN while unset. `provenance` says which model,
+    site and images it was trained on, where that is known.
     """
 
     threshold: Tensor
     threshold_ema: Tensor
+    provenance: Provenance | None = None
 
     def __init__(self, config: SAEConfig, *, seed: int = 0) -> None:
         super().__init__()

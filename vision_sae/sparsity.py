@@ -7,9 +7,12 @@ from torch import Tensor
 from vision_sae.codes import Codes
 
 
-def topk(pre: Float[Tensor, "n s"], k: int) -> Codes:
-    """ReLU, then the k largest of each row (Gao et al. 2024, arXiv 2406.04093, eq. 2)."""
-    values, indices = pre.topk(k, dim=1, sorted=False)
+def topk(pre: Float[Tensor, "n s"], k: int, *, ordered: bool = False) -> Codes:
+    """ReLU, then the k largest of each row (Gao et al. 2024, arXiv 2406.04093, eq. 2).
+
+    `ordered` puts the largest first.
+    """
+    values, indices = pre.topk(k, dim=1, sorted=ordered)
     return Codes(values.relu(), indices, pre.shape[1])
 
 
@@ -22,7 +25,7 @@ def batch_topk(pre: Float[Tensor, "n s"], k: int) -> Codes:
     n, s = pre.shape
     m = min(4 * k, s)
     while True:
-        candidates = topk(pre, m)
+        candidates = topk(pre, m, ordered=True)
         kept = min(n * k, candidates.values.numel())
         cut = candidates.values.flatten().topk(kept, sorted=False).values.min()
         chosen = candidates.values >= cut.clamp(min=torch.finfo(pre.dtype).tiny)
@@ -35,13 +38,11 @@ def threshold(pre: Float[Tensor, "n s"], theta: Float[Tensor, ""]) -> Codes:
     """Keep what exceeds theta, row by row: BatchTopK at inference."""
     above = pre > theta.clamp(min=0)
     most = max(1, int(above.sum(1).max())) if len(pre) else 1
-    codes = topk(pre, most)
+    codes = topk(pre, most, ordered=True)
     return _drop(codes, codes.values > theta)
 
 
 def _drop(codes: Codes, chosen: Tensor) -> Codes:
-    """Zero what is not chosen and cut the padding that no row needs."""
+    """Zero what is not chosen (never before a chosen one) and cut the padding that no row needs."""
     most = max(1, int(chosen.sum(1).max())) if len(chosen) else 1
-    values = codes.values * chosen
-    order = chosen.to(torch.int8).argsort(1, descending=True, stable=True)[:, :most]
-    return Codes(values.gather(1, order), codes.indices.gather(1, order), codes.width)
+    return Codes((codes.values * chosen)[:, :most], codes.indices[:, :most], codes.width)

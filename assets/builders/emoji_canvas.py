@@ -41,8 +41,13 @@ TONED_SUBCATEGORIES = {
     "hand-fingers-open", "hand-fingers-partial", "hand-single-finger", "hand-fingers-closed",
     "hands", "hand-prop", "body-parts", "person",
 }  # fmt: skip
-COLOURS = "red orange yellow green blue purple brown black white grey pink".split()
-HOURS = "one two three four five six seven eight nine ten eleven twelve".split()
+COLOURS = [
+    "red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "grey", "pink",
+]  # fmt: skip
+HOURS = [
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve",
+]  # fmt: skip
 
 
 class Icons(NamedTuple):
@@ -83,7 +88,9 @@ def read_json(path: Path) -> Any:
 def facts_by_name(base: Path, noto: Path) -> dict[str, dict[str, Any]]:
     """Category, subcategory, keywords and character of every icon name, from emojibase."""
     meta = read_json(base / "meta/groups.json")
-    entries = {e["hexcode"].lower().replace("-fe0f", ""): e for e in read_json(base / "en/data.json")}
+    entries = {
+        e["hexcode"].lower().replace("-fe0f", ""): e for e in read_json(base / "en/data.json")
+    }
     facts = {}
     for code, name in read_json(noto / "chars.json").items():
         entry = entries.get(code.replace("-fe0f", ""))
@@ -143,7 +150,9 @@ def drawings(
         toned = facts[concept]["subcategory"] in TONED_SUBCATEGORIES
         for style, drawn in icons.items():
             for tone in [None, *(TONES if toned else [])]:
-                suffix = {None: ""}.get(tone, f"-{tone}" + ("" if "fluent" in style else "-skin-tone"))
+                suffix = {None: ""}.get(
+                    tone, f"-{tone}" + ("" if "fluent" in style else "-skin-tone")
+                )
                 if concept + suffix in drawn:
                     yield concept, style, tone, concept + suffix
 

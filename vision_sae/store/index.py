@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from vision_sae.config import Frozen
 from vision_sae.errors import StoreError
 from vision_sae.files import write_json
+from vision_sae.provenance import Provenance
 
 INDEX = "index.json"
 SCHEMA = 1
@@ -20,38 +22,14 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 DType = Literal["float32", "float16", "bfloat16"]
 
 
-class Provenance(BaseModel):
-    """Which model, site, tokens and images some activations came from; travels into SAEs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    fingerprint: str  # of the model's weights
-    site: str
-    tokens: str  # cls, patches, pooled or all
-    data: str  # what open_data turns into the images again
-
-    def differs(self, other: "Provenance") -> str | None:
-        """What makes activations incomparable, in words; None when nothing does."""
-        for key in ("model", "fingerprint", "site", "tokens"):
-            mine, theirs = getattr(self, key), getattr(other, key)
-            if mine != theirs:
-                return f"{key} {mine!r} against {theirs!r}"
-        return None
-
-
-class Shard(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class Shard(Frozen):
     name: str
     images: int
     sha256: str
 
 
-class StoreIndex(BaseModel):
+class StoreIndex(Frozen):
     """`seen` is the position in the source at which a resumed run goes on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_number: int = SCHEMA
     provenance: Provenance

@@ -16,6 +16,7 @@ from torch import Tensor
 from vision_sae.errors import StoreError
 from vision_sae.files import sha256
 from vision_sae.store.index import Shard, StoreIndex, read_index
+from vision_sae.store.order import shuffled
 
 
 class Store:
@@ -95,19 +96,9 @@ class Store:
                 yield part.float()
 
     def batches(self, size: int, *, seed: int = 0, start: int = 0) -> Iterator[Float[Tensor, "n d"]]:
-        """Endless batches of rows from batch number `start` on, globally shuffled.
-
-        Each epoch is a permutation of all rows by (seed, epoch), so a batch depends on nothing but
-        its number; the last rows of an epoch that do not fill a batch are left out of that epoch.
-        """
-        size = min(size, self.rows)
-        per_epoch = self.rows // size
-        while True:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + start // per_epoch)
-            order = torch.randperm(self.rows, generator=generator)
-            for i in range(start % per_epoch, per_epoch):
-                yield self._gather(order[i * size : (i + 1) * size])
-            start += per_epoch - start % per_epoch
+        """Endless batches of rows, globally shuffled; batch i is a function of (seed, i)."""
+        for order in shuffled(self.rows, size, seed=seed, start=start):
+            yield self._gather(order)
 
     def _gather(self, rows: Tensor) -> Float[Tensor, "n d"]:
         """Rows by number, from whichever shard holds them."""

@@ -1,0 +1,72 @@
+"""Save and load an SAE: a folder of `config.json` and `sae.safetensors`; nothing is ever unpickled."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from vision_sae.config import Frozen, plain_error
+from vision_sae.errors import CheckpointError, claim_folder
+from vision_sae.files import write_json, write_tensors
+from vision_sae.provenance import Provenance
+from vision_sae.sae import SAE, SAEConfig
+
+CONFIG, WEIGHTS = "config.json", "sae.safetensors"
+SCHEMA = 1
+
+
+class Saved(Frozen):
+    """What config.json holds. `training` is a record of how it was made, not read back."""
+
+    schema_number: int = SCHEMA
+    sae: SAEConfig
+    provenance: Provenance | None = None
+    training: dict[str, Any] = {}
+
+
+def save(
+    sae: SAE, folder: Path | str, *, training: dict[str, Any] | None = None, overwrite: bool = False
+) -> None:
+    """Write an SAE. Raises OutputExists when the folder holds something else."""
+    folder = claim_folder(Path(folder), CONFIG, overwrite=overwrite)
+    write_tensors(folder / WEIGHTS, dict(sae.state_dict()))
+    saved = Saved(sae=sae.config, provenance=sae.provenance, training=training or {})
+    write_json(folder / CONFIG, saved.model_dump())  # last: a folder with a config is whole
+
+
+def load(folder: Path | str) -> SAE:
+    """Read an SAE, in evaluation mode. Raises CheckpointError for anything that is not one of ours."""
+    folder = Path(folder)
+    saved = read_config(folder)
+    sae = SAE(saved.sae)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    wanted = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in state.items()}
+    if wanted != found:
+        differ = sorted(set(wanted.items()) ^ set(found.items()))
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit its config: {differ}")
+    sae.load_state_dict(state)
+    sae.provenance = saved.provenance
+    return sae.eval()
+
+
+def read_config(folder: Path) -> Saved:
+    """The config alone. Raises CheckpointError."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise CheckpointError(f"{folder} holds no SAE: it has no {CONFIG}")
+    try:
+        saved = Saved.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is not an SAE's config: {plain_error(error)}") from error
+    if saved.schema_number != SCHEMA:
+        raise CheckpointError(f"{path} has schema {saved.schema_number}; this version reads {SCHEMA}")
+    return saved
+
+
+__all__ = ["Saved", "load", "read_config", "save"]

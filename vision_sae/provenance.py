@@ -1,0 +1,21 @@
+"""Where activations came from; the record travels from stores into SAEs."""
+
+from vision_sae.config import Frozen
+
+
+class Provenance(Frozen):
+    """Which model, site, tokens and images some activations came from."""
+
+    model: str
+    fingerprint: str  # of the model's weights
+    site: str
+    tokens: str  # cls, patches, pooled or all
+    data: str  # what open_data turns into the images again
+
+    def differs(self, other: "Provenance") -> str | None:
+        """What makes activations incomparable, in words; None when nothing does."""
+        for key in ("model", "fingerprint", "site", "tokens"):
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine != theirs:
+                return f"{key} {mine!r} against {theirs!r}"
+        return None
