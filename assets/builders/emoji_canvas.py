@@ -17,8 +17,9 @@ import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 SIZE = 64
 SHARD_ROWS = 1024
@@ -50,7 +51,8 @@ HOURS = [
 ]  # fmt: skip
 
 
-class Icons(NamedTuple):
+@dataclass(frozen=True)
+class Icons:
     """One vendor's SVG drawings, by name."""
 
     data: dict[str, Any]
@@ -150,9 +152,9 @@ def drawings(
         toned = facts[concept]["subcategory"] in TONED_SUBCATEGORIES
         for style, drawn in icons.items():
             for tone in [None, *(TONES if toned else [])]:
-                suffix = {None: ""}.get(
-                    tone, f"-{tone}" + ("" if "fluent" in style else "-skin-tone")
-                )
+                suffix = "" if tone is None else f"-{tone}"
+                if tone and "fluent" not in style:
+                    suffix += "-skin-tone"
                 if concept + suffix in drawn:
                     yield concept, style, tone, concept + suffix
 

@@ -61,7 +61,7 @@ def _read(archive: tarfile.TarFile, members: Iterator[_Member], *, skip: bool) -
     files: dict[str, bytes] = {}
     for key, ending, info in members:
         if ending in files:
-            raise DataError(f"{archive.name} holds {key}.{ending} twice in a row")
+            raise tarfile.TarError(f"{key}.{ending} comes twice")
         file = None if skip else archive.extractfile(info)
         files[ending] = file.read() if file else b""
     return files

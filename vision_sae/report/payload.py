@@ -76,7 +76,7 @@ def quantise(heat: list[list[float]], maximum: float) -> list[Any] | None:
 
     None when there are no patches; NaN, negative values and a maximum that is not positive give 0.
     """
-    values = np.nan_to_num(np.asarray(heat, dtype=np.float64), posinf=np.inf)
+    values = np.nan_to_num(np.asarray(heat, dtype=np.float64))
     if values.ndim != 2 or not values.size:
         return None
     scale = maximum if maximum > 0 else np.inf

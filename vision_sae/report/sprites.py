@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from vision_sae.errors import require
 from vision_sae.report.files import write_bytes
 
@@ -46,27 +48,19 @@ def write_sprites(thumbnails: Sequence[Any], folder: Path) -> Sprites:
 def _sheet(thumbnails: Sequence[Any], size: int, columns: int) -> bytes:
     pitch = size + 2 * GUTTER
     rows = math.ceil(len(thumbnails) / columns)
-    sheet = require("PIL.Image", "report").new("RGB", (columns * pitch, rows * pitch))
+    pixels = np.zeros((rows * pitch, columns * pitch, 3), np.uint8)
     for cell, thumbnail in enumerate(thumbnails):
-        row, column = divmod(cell, columns)
-        sheet.paste(_framed(thumbnail, size), (column * pitch, row * pitch))
+        top, left = (pitch * place for place in divmod(cell, columns))
+        pixels[top : top + pitch, left : left + pitch] = _framed(thumbnail, size)
     data = io.BytesIO()
+    sheet = require("PIL.Image", "report").fromarray(pixels)
     sheet.save(data, "WEBP", quality=90, method=4, use_sharp_yuv=True)
     return data.getvalue()
 
 
 def _framed(thumbnail: Any, size: int) -> Any:
-    """The thumbnail with its border pixels repeated GUTTER times outwards."""
+    """The thumbnail's pixels, its border repeated GUTTER times outwards."""
     picture = thumbnail.convert("RGB")
     if picture.size != (size, size):
         picture = picture.resize((size, size))
-    pitch, end = size + 2 * GUTTER, size + GUTTER
-    framed = picture.resize((pitch, pitch))  # right in the corners at least; edges follow
-    framed.paste(picture, (GUTTER, GUTTER))
-    for step in range(GUTTER):
-        framed.paste(framed.crop((GUTTER, 0, GUTTER + 1, pitch)), (step, 0))
-        framed.paste(framed.crop((end - 1, 0, end, pitch)), (end + step, 0))
-    for step in range(GUTTER):
-        framed.paste(framed.crop((0, GUTTER, pitch, GUTTER + 1)), (0, step))
-        framed.paste(framed.crop((0, end - 1, pitch, end)), (0, end + step))
-    return framed
+    return np.pad(np.asarray(picture), ((GUTTER, GUTTER), (GUTTER, GUTTER), (0, 0)), mode="edge")

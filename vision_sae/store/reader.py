@@ -76,6 +76,11 @@ class Store:
         return [key for side in self._sidecars for key in side["keys"]]
 
     @cached_property
+    def positions(self) -> list[int]:
+        """Where each image stands in its source; skipped images leave gaps."""
+        return [position for side in self._sidecars for position in side["positions"]]
+
+    @cached_property
     def about(self) -> list[dict[str, Any]]:
         """What is known of each image: label, caption, factors."""
         return [known for side in self._sidecars for known in side["about"]]

@@ -84,7 +84,11 @@ class StoreWriter:
         rows, self._rows = self._rows[:images], self._rows[images:]
         self._acts = [acts[images:].clone()]
         name = f"{len(self.index.shards):05d}"
-        about = {"keys": [row.key for row in rows], "about": [row.about for row in rows]}
+        about = {
+            "positions": [row.position for row in rows],
+            "keys": [row.key for row in rows],
+            "about": [row.about for row in rows],
+        }
         write_json(self.folder / f"{name}.json", about)
         digest = write_tensors(self.folder / f"{name}.safetensors", {"activations": acts[:images]})
         shard = Shard(name=name, images=len(rows), sha256=digest)

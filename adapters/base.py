@@ -1,0 +1,32 @@
+"""What adapters share, and the adapter for a model that you have already loaded."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Transform = Callable[[Any], Tensor]  # a PIL image to [c h w]
+
+
+class ModuleAdapter:
+    """Any nn.Module that takes [b c h w]: `transform` turns one PIL image into [c h w].
+
+    `prefix_tokens` counts class and register tokens that stand before the patches.
+
+        adapter = ModuleAdapter(my_model, my_transform, name="my-model", prefix_tokens=1)
+    """
+
+    def __init__(
+        self, model: nn.Module, transform: Transform, *, name: str, prefix_tokens: int = 0
+    ) -> None:
+        self.model, self.transform, self.name = model, transform, name
+        self.prefix_tokens = prefix_tokens
+
+    def prepare(self, images: Sequence[Any]) -> Float[Tensor, "b c h w"]:
+        return torch.stack([self.transform(image) for image in images])
+
+    def run(self, batch: Float[Tensor, "b c h w"]) -> Any:
+        return self.model(batch)
+

@@ -1,0 +1,37 @@
+"""Interventions: change a site's tokens through an SAE, keeping what it does not explain if asked."""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vision_sae.adapter import Site, Tokens, from_tokens, to_tokens
+from vision_sae.errors import DataError
+from vision_sae.sae import SAE
+
+Change = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]
+
+
+def reconstruct(sae: SAE) -> Change:
+    """x -> x_hat: what is left of the model when it sees only what the SAE explains."""
+    return lambda x: sae(x).x_hat
+
+
+def on_tokens(change: Change, site: Site, which: Tokens) -> Callable[[Tensor], Tensor]:
+    """A change of rows as a change of a site's output, on the class token, the patches or all.
+
+    Raises DataError for pooled tokens of a token site: their mean cannot be put back.
+    """
+    if which == "pooled" and site.layout != "vector":
+        raise DataError(f"pooled tokens of {site.name!r} are a mean, which cannot be put back")
+    start = site.prefix if which == "patches" else 0
+    stop = 1 if which == "cls" else site.tokens
+
+    def changed(output: Tensor) -> Tensor:
+        tokens = to_tokens(output, site).clone()
+        chosen = tokens[:, start:stop]
+        new = change(chosen.reshape(-1, site.width).float())
+        tokens[:, start:stop] = new.to(output.dtype).view_as(chosen)
+        return from_tokens(tokens, site)
+
+    return changed

@@ -1,0 +1,108 @@
+"""One pass over a store: what each latent fires on, image by image, and how strongly."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vision_sae.codes import Codes
+from vision_sae.errors import MismatchError
+from vision_sae.hooks import inference
+from vision_sae.metrics import Metrics, Running
+from vision_sae.sae import SAE
+from vision_sae.store import Store
+
+
+@dataclass(frozen=True)
+class ImageCodes:
+    """Per latent, the images it fires on, strongest first; an image's value is its largest token.
+
+    Entries of latent i are `start[i]:start[i + 1]` of `image` and `value`.
+    """
+
+    start: Int[Tensor, " s_plus_1"]
+    image: Int[Tensor, " e"]
+    value: Float[Tensor, " e"]
+    images: int
+
+    def of(self, latent: int) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+        """(images, values) of one latent, strongest first."""
+        part = slice(int(self.start[latent]), int(self.start[latent + 1]))
+        return self.image[part], self.value[part]
+
+    def counts(self) -> Int[Tensor, " s"]:
+        """On how many images each latent fires."""
+        return self.start.diff()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Everything one pass learns. `sums` and `image_fvu` feed means and the report."""
+
+    metrics: Metrics
+    frequencies: Float[Tensor, " s"]
+    means: Float[Tensor, " s"]  # mean activation where the latent fires
+    image_fvu: Float[Tensor, " images"]
+    codes: ImageCodes
+
+    @property
+    def live(self) -> list[int]:
+        """Latents that fire at all."""
+        found: list[int] = self.frequencies.nonzero()[:, 0].tolist()
+        return found
+
+
+def check_match(sae: SAE, store: Store) -> None:
+    """Raises MismatchError when the SAE was trained on another model, site or kind of token."""
+    if sae.config.d != store.width:
+        raise MismatchError(f"the SAE reads width {sae.config.d}, the store holds {store.width}")
+    if sae.provenance and (reason := sae.provenance.differs(store.index.provenance)):
+        raise MismatchError(f"the SAE and the store {store.folder} do not belong together: {reason}")
+
+
+def scan(sae: SAE, store: Store) -> Scan:
+    """Encode a whole store once. Raises MismatchError."""
+    check_match(sae, store)
+    running = Running(sae.config.d, sae.config.s)
+    middle = store.sample(2**14).mean(0)
+    sums = torch.zeros(sae.config.s, dtype=torch.float64)
+    entries, fvus, done = [], [], 0
+    with inference(sae):
+        for acts in store.in_order():
+            b, t, d = acts.shape
+            x = acts.reshape(-1, d)
+            codes, x_hat = sae(x)
+            running.add(x, x_hat, codes)
+            sums.index_add_(0, codes.indices.flatten(), codes.values.flatten().double())
+            error = (x - x_hat).square().view(b, -1).sum(1)
+            fvus.append(error / (x - middle).square().view(b, -1).sum(1).clamp(min=1e-12))
+            entries.append(_image_maxima(codes, t, done))
+            done += b
+    latent, image, value = (torch.cat(part) for part in zip(*entries, strict=True))
+    return Scan(
+        metrics=running.result(),
+        frequencies=running.frequencies(),
+        means=sums / running.fired.clamp(min=1),
+        image_fvu=torch.cat(fvus),
+        codes=_sorted(latent, image, value, sae.config.s, done),
+    )
+
+
+def _image_maxima(codes: Codes, tokens: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(latent, image, value) of every latent that fires on an image, its largest token."""
+    row = torch.arange(len(codes.values)).div(tokens, rounding_mode="floor")
+    active = codes.values > 0
+    image = row[:, None].expand_as(codes.indices)[active]
+    pair = image * codes.width + codes.indices[active]
+    unique, inverse = pair.unique(return_inverse=True)
+    value = torch.zeros(len(unique)).scatter_reduce(0, inverse, codes.values[active], "amax")
+    return unique % codes.width, unique // codes.width + first, value
+
+
+def _sorted(latent: Tensor, image: Tensor, value: Tensor, width: int, images: int) -> ImageCodes:
+    by_value = value.argsort(descending=True, stable=True)
+    order = by_value[latent[by_value].argsort(stable=True)]
+    start = torch.zeros(width + 1, dtype=torch.int64)
+    start[1:] = torch.bincount(latent, minlength=width).cumsum(0)
+    return ImageCodes(start, image[order], value[order], images)
