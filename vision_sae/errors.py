@@ -75,15 +75,15 @@ def require(module: str, extra: str) -> Any:
         ) from error
 
 
-def claim_folder(folder: Path, marker: str, *, overwrite: bool = False) -> Path:
-    """Make an output folder, or accept an empty one or one of our own kind (it holds `marker`).
+def claim_folder(folder: Path, *markers: str, overwrite: bool = False) -> Path:
+    """Make an output folder, or accept an empty one or one of our own kind (it holds a marker).
 
     Raises OutputExists when it holds anything else and `overwrite` is false.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"{folder} is a file; an output folder is needed")
     held = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    if held and marker not in held and not overwrite:
+    if held and not set(markers) & set(held) and not overwrite:
         raise OutputExists(
             f"{folder} already holds something else ({', '.join(held[:3])}); "
             "choose another folder or pass --overwrite"

@@ -1,6 +1,8 @@
 """One pass over a store: what each latent fires on, image by image, and how strongly."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -52,6 +54,15 @@ class Scan:
         found: list[int] = self.frequencies.nonzero()[:, 0].tolist()
         return found
 
+    def frequency_histogram(self) -> dict[str, int]:
+        """How many latents fire on which share of rows, by powers of ten."""
+        edges = [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+        counts = {"never": int((self.frequencies == 0).sum())}
+        for low, high in pairwise(edges):
+            inside = (self.frequencies > low) & (self.frequencies <= high)
+            counts[f"{low:g} to {high:g}"] = int(inside.sum())
+        return counts
+
 
 def check_match(sae: SAE, store: Store) -> None:
     """Raises MismatchError when the SAE was trained on another model, site or kind of token."""
@@ -61,7 +72,7 @@ def check_match(sae: SAE, store: Store) -> None:
         raise MismatchError(f"the SAE and the store {store.folder} do not belong together: {reason}")
 
 
-def scan(sae: SAE, store: Store) -> Scan:
+def scan(sae: SAE, store: Store, *, tell: Callable[[int], None] = lambda images: None) -> Scan:
     """Encode a whole store once. Raises MismatchError."""
     check_match(sae, store)
     running = Running(sae.config.d, sae.config.s)
@@ -79,6 +90,7 @@ def scan(sae: SAE, store: Store) -> Scan:
             fvus.append(error / (x - middle).square().view(b, -1).sum(1).clamp(min=1e-12))
             entries.append(_image_maxima(codes, t, done))
             done += b
+            tell(b)
     latent, image, value = (torch.cat(part) for part in zip(*entries, strict=True))
     return Scan(
         metrics=running.result(),

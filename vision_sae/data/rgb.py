@@ -1,6 +1,7 @@
 """Any image file to upright, opaque, 8-bit RGB."""
 
-from typing import IO, Any
+from io import BytesIO
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from vision_sae.errors import DataError, require
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def to_rgb(file: str | IO[bytes], key: str) -> Any:
+def to_rgb(file: str | BytesIO, key: str) -> Any:
     """Decode to RGB: turned as EXIF says, transparency on white, the first frame of several.
 
     Raises DataError that names the key and the reason.

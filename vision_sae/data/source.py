@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from vision_sae import plugins
 from vision_sae.errors import DataError, UnknownName
@@ -16,6 +16,7 @@ class Item(NamedTuple):
     open: Callable[[], Any]
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """An ordered stream; two passes give the same items in the same order.
 

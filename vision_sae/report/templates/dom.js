@@ -9,7 +9,7 @@ function fill(node, props, children) {
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
     else node.setAttribute(key, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 const el = (tag, props, ...children) => fill(document.createElement(tag), props, children);
@@ -20,7 +20,7 @@ function num(value, digits = 3) {
   if (value === 0) return "0";
   if (Math.abs(value) >= 10 ** digits) return Math.round(value).toLocaleString("en");
   if (Math.abs(value) < 1e-4) return value.toExponential(1);
-  return String(Number(value.toPrecision(digits)));
+  return value.toPrecision(digits);
 }
 const fixed = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
 const count = (value, noun) => `${value.toLocaleString("en")} ${noun}${value === 1 ? "" : "s"}`;
@@ -28,7 +28,7 @@ function percent(value) {
   if (value === null || value === undefined) return "–";
   const share = 100 * value;
   if (share !== 0 && share < 0.001) return `${share.toExponential(1)}%`;
-  return `${Number(share.toPrecision(share >= 99.95 ? 4 : share >= 1 ? 3 : 2))}%`;
+  return `${share === 0 ? 0 : share.toPrecision(share >= 99.95 ? 4 : share >= 1 ? 3 : 2)}%`;
 }
 const nameOf = (latent) =>
   latent.name === null ? el("span", { class: "unnamed" }, "unnamed") : latent.name;
@@ -53,9 +53,10 @@ const pointed = (content) => ({
 // Draw when the place has a width, and again when it changes: hidden views have none.
 function drawn(host, paint) {
   let last = 0;
-  new ResizeObserver(() => {
+  const look = () => {
     const width = Math.floor(host.clientWidth);
     if (width && width !== last) paint((last = width), host);
-  }).observe(host);
+  };
+  new ResizeObserver(() => requestAnimationFrame(look)).observe(host);
   return host;
 }

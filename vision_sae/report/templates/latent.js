@@ -15,7 +15,7 @@ function details(position) {
 
 function neighbour([id, cosine]) {
   const latent = data.latents[positions.get(id)];
-  const words = el("div", null, latent ? nameOf(latent) : "not in the report", el("small", null, `#${id} · cos ${fixed(cosine)}`));
+  const words = el("div", null, latent ? nameOf(latent) : "not in the report", el("small", null, `#${id} · ${fixed(cosine)}`));
   if (!latent) return el("span", { class: "muted" }, words);
   return el("a", { href: `#latent/${id}`, ...pointed(() => latentTip(latent)) },
     latent.strip.length ? thumb(latent.strip[0], 48) : null, words);
@@ -42,16 +42,16 @@ function activationCard(latent, { histogram: counts }) {
 }
 
 function crumbs(position) {
-  const listed = order.indexOf(position);
-  const among = listed < 0 ? data.latents.map((_, i) => i) : order;
+  const listed = list.order.indexOf(position);
+  const among = listed < 0 ? data.latents.map((_, i) => i) : list.order;
   const at = listed < 0 ? position : listed;
   const step = (to, label, id) => among[to] === undefined ? el("span", null, label)
     : el("a", { href: `#latent/${data.latents[among[to]].id}`, id, title: "arrow keys do the same" }, label);
-  const filtered = listed >= 0 && order.length < data.latents.length;
+  const filtered = listed >= 0 && list.order.length < data.latents.length;
   return el("div", { class: "crumbs" },
     el("span", { class: "group" }, step(at - 1, "← Previous", "previous"), step(at + 1, "Next →", "next")),
     el("span", null, `${(at + 1).toLocaleString("en")} of ${count(among.length, filtered ? "listed latent" : "latent")}`),
-    el("a", { href: byId("view-latents").address ? byId("view-latents").address() : "#latents" }, "back to the list"));
+    el("a", { href: listAddress() }, "back to the list"));
 }
 
 const tile = (value, label) => el("div", { class: "tile" }, el("b", null, value), el("span", null, label));
@@ -63,7 +63,7 @@ function latentPage(latent, position, more) {
   const galleries = [
     more.top.length ? el("div", null, el("h2", null, "Top images", el("small", null, "largest activation under each")), gallery(more.top, 128))
       : el("p", { class: "note" }, "No top images were kept."),
-    rows.map(([label, pictures]) => el("div", { class: "band" }, el("h2", null, label, el("small", null, "of activation")), gallery(pictures, 96))),
+    rows.map(([label, pictures]) => el("div", { class: "band" }, el("h2", null, label, el("small", null, "activation quantiles")), gallery(pictures, 96))),
   ];
   const about = [latent.score === null ? null : `score ${fixed(latent.score)}`, more.runnerUp && `runner-up: ${more.runnerUp}`];
   byId("view-latent").replaceChildren(crumbs(position),
@@ -81,7 +81,10 @@ function latentPage(latent, position, more) {
 async function openLatent(text) {
   const position = positions.get(Number(text));
   const host = byId("view-latent");
-  const say = (message) => host.replaceChildren(el("p", { class: "empty" }, message));
+  const say = (message) => {
+    heated = [];
+    host.replaceChildren(el("p", { class: "empty" }, message));
+  };
   if (position === undefined) return say(`There is no live latent ${text} in this report.`);
   try {
     const more = await details(position);

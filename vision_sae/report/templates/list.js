@@ -1,107 +1,125 @@
 // The list of latents: search, sort, and rows that are made as one scrolls.
-const SORTS = {
+const SORTS = { // label, value, the way to begin with
   id: ["ID", (l) => l.id, 1],
-  score: ["name score", (l) => l.score, -1],
   name: ["Name", (l) => l.name, 1],
+  score: ["name score", (l) => l.score, -1],
   frequency: ["Frequency", (l) => l.frequency, -1],
   maximum: ["Max", (l) => l.maximum, -1],
   f1: ["F1", (l) => l.detection && l.detection.f1, -1],
 };
 const PORTION = 60;
 const DEFAULT = { q: "", factor: "", sort: "id", way: 1 };
-let query = { ...DEFAULT };
-let order = data.latents.map((_, i) => i); // positions in data.latents, as listed
-const haystack = data.latents.map((l) =>
-  [`#${l.id}`, l.name ?? "unnamed", l.detection ? `${l.detection.factor}:${l.detection.value}` : ""].join(" ").toLowerCase());
+const list = { query: { ...DEFAULT }, order: data.latents.map((_, i) => i), made: 0 };
+const haystack = data.latents.map((l) => {
+  const found = l.detection ? `${l.detection.factor}:${l.detection.value}` : "";
+  return `#${l.id} ${l.name ?? "unnamed"} ${found}`.toLowerCase();
+});
 
-function refresh() {
-  const words = query.q.toLowerCase().split(/\s+/).filter(Boolean);
-  const value = SORTS[query.sort][1];
-  const matches = (i) => words.every((w) => haystack[i].includes(w)) &&
-    (!query.factor || (data.latents[i].detection && data.latents[i].detection.factor === query.factor));
+function matching({ q, factor }) {
+  const words = q.toLowerCase().split(/\s+/).filter(Boolean);
+  const fits = ({ detection }) => !factor || (detection && detection.factor === factor);
+  return data.latents.map((_, i) => i)
+    .filter((i) => fits(data.latents[i]) && words.every((word) => haystack[i].includes(word)));
+}
+
+function sorted(places, { sort, way }) {
+  const values = data.latents.map(SORTS[sort][1]);
   const missing = (v) => v === null || v === undefined;
-  order = data.latents.map((_, i) => i).filter(matches).sort((a, b) => {
-    const [x, y] = [value(data.latents[a]), value(data.latents[b])];
-    if (missing(x) || missing(y)) return missing(x) - missing(y) || a - b; // without a value: last
-    return (typeof x === "string" ? x.localeCompare(y) : x - y) * query.way || a - b;
+  const compare = (x, y) => (typeof x === "string" ? x.localeCompare(y) : x - y) * way;
+  return places.sort((a, b) => {
+    const [x, y] = [values[a], values[b]];
+    // those without a value come last, whichever way
+    return (missing(x) || missing(y) ? missing(x) - missing(y) : compare(x, y)) || a - b;
   });
 }
 
-function listRow(position) {
-  const latent = data.latents[position];
+function listAddress() {
+  const kept = Object.entries(list.query).filter(([key, value]) => value !== DEFAULT[key]);
+  return `#latents${kept.length ? `?${new URLSearchParams(kept)}` : ""}`;
+}
+
+function listRow(place) {
+  const latent = data.latents[place];
   const found = latent.detection;
+  const score = latent.score === null ? null : el("small", null, `score ${fixed(latent.score)}`);
+  const what = found && el("small", null, `${found.factor} · F1 ${fixed(found.f1)} · AUROC ${fixed(found.auroc)}`);
   return el("a", { class: "row", href: `#latent/${latent.id}` },
     el("span", { class: "muted" }, `#${latent.id}`),
-    el("span", { class: "name" }, nameOf(latent), latent.score === null ? null : el("small", null, `score ${fixed(latent.score)}`)),
+    el("span", { class: "name" }, nameOf(latent), score),
     el("span", { class: "right" }, percent(latent.frequency)),
     el("span", { class: "right maximum" }, num(latent.maximum)),
-    el("span", { class: "what" }, found ? [found.value, el("small", null, `${found.factor} · F1 ${fixed(found.f1)} · AUROC ${fixed(found.auroc)}`)] : "–"),
+    el("span", { class: "what" }, found ? found.value : "–", what),
     el("span", { class: "strip" }, latent.strip.map((image) => thumb(image, 48))));
+}
+
+function growList() {
+  list.body.append(...list.order.slice(list.made, list.made + PORTION).map(listRow));
+  list.made = Math.min(list.made + PORTION, list.order.length);
+  list.more.hidden = list.made >= list.order.length;
+}
+
+function showList() {
+  list.order = sorted(matching(list.query), list.query);
+  list.made = 0;
+  list.body.replaceChildren();
+  growList();
+  list.found.textContent = list.order.length ? count(list.order.length, "latent") : "nothing found";
+  for (const button of list.heads.querySelectorAll("button")) {
+    const by = button.dataset.sort === list.query.sort;
+    button.classList.toggle("by", by);
+    button.textContent = SORTS[button.dataset.sort][0] + (by ? (list.query.way > 0 ? " ↑" : " ↓") : "");
+  }
+}
+
+function changeList(part) {
+  list.query = { ...list.query, ...part };
+  history.replaceState(null, "", listAddress());
+  scrollTo(0, 0);
+  showList();
+}
+
+// A link may carry a query; the same query again leaves the list as it is.
+function openList(text) {
+  const asked = { ...DEFAULT, ...Object.fromEntries(new URLSearchParams(text)) };
+  asked.way = Number(asked.way) < 0 ? -1 : 1;
+  if (!Object.hasOwn(SORTS, asked.sort)) asked.sort = DEFAULT.sort;
+  if (!list.body || (list.made && Object.keys(DEFAULT).every((key) => asked[key] === list.query[key]))) return;
+  list.query = asked;
+  list.search.value = asked.q;
+  list.choose.value = asked.factor;
+  showList();
+}
+
+function listHeads() {
+  const head = (key) => el("button", { "data-sort": key, onclick: () => changeList({
+    sort: key, way: list.query.sort === key ? -list.query.way : SORTS[key][2] }) }, SORTS[key][0]);
+  return el("div", { class: "row heads" }, el("span", null, head("id")),
+    el("span", { class: "pair" }, head("name"), head("score")),
+    el("span", { class: "right" }, head("frequency")),
+    el("span", { class: "right maximum" }, head("maximum")),
+    el("span", { class: "pair what" }, el("span", { class: "note" }, "Detects"), head("f1")),
+    el("span", { class: "strip note" }, "Top images"));
 }
 
 function latentList() {
   const host = byId("view-latents");
-  if (!data.latents.length) return host.replaceChildren(el("p", { class: "empty" }, "This dictionary has no live latents."));
-  const search = el("input", { type: "search", placeholder: "Search name, factor value or #id", "aria-label": "search",
-    oninput: () => change({ q: search.value }) });
-  const choose = el("select", { "aria-label": "factor", onchange: () => change({ factor: choose.value }) },
-    el("option", { value: "" }, "all factors"), factors.map((f) => el("option", { value: f }, f)));
-  const found = el("span", { class: "muted" });
-  const body = el("div");
-  const more = el("div");
-  const head = (key) => el("button", { "data-sort": key, onclick: () =>
-    change({ sort: key, way: query.sort === key ? -query.way : SORTS[key][2] }) }, SORTS[key][0]);
-  const heads = el("div", { class: "row heads" }, el("span", null, head("id")),
-    el("span", { class: "pair" }, head("name"), head("score")), el("span", { class: "right" }, head("frequency")),
-    el("span", { class: "right maximum" }, head("maximum")),
-    el("span", { class: "pair what" }, el("span", { class: "note" }, "Detects"), head("f1")),
-    el("span", { class: "strip note" }, "Top images"));
-  let made = 0;
-
-  function grow() {
-    body.append(...order.slice(made, made + PORTION).map(listRow));
-    made = Math.min(made + PORTION, order.length);
-    more.hidden = made >= order.length;
+  if (!data.latents.length) {
+    host.replaceChildren(el("p", { class: "empty" }, "This dictionary has no live latents."));
+    return;
   }
-  function show() {
-    refresh();
-    made = 0;
-    body.replaceChildren();
-    grow();
-    found.textContent = order.length ? count(order.length, "latent") : "nothing found";
-    for (const button of heads.querySelectorAll("button")) {
-      const by = button.dataset.sort === query.sort;
-      button.classList.toggle("by", by);
-      button.textContent = SORTS[button.dataset.sort][0] + (by ? (query.way > 0 ? " ↑" : " ↓") : "");
-    }
-  }
-  function change(part) {
-    query = { ...query, ...part };
-    const kept = Object.entries(query).filter(([key, value]) => value !== DEFAULT[key]);
-    history.replaceState(null, "", `#latents${kept.length ? `?${new URLSearchParams(kept)}` : ""}`);
-    scrollTo(0, 0);
-    show();
-  }
-
-  // A link may carry a query; the same query again leaves the list as it is.
-  host.receive = (text) => {
-    const asked = { ...DEFAULT, ...Object.fromEntries(new URLSearchParams(text)) };
-    asked.way = Number(asked.way) < 0 ? -1 : 1;
-    if (!SORTS[asked.sort]) asked.sort = DEFAULT.sort;
-    if (made && Object.keys(DEFAULT).every((key) => asked[key] === query[key])) return;
-    query = asked;
-    search.value = query.q;
-    choose.value = query.factor;
-    show();
-  };
-  host.address = () => {
-    const kept = Object.entries(query).filter(([key, value]) => value !== DEFAULT[key]);
-    return `#latents${kept.length ? `?${new URLSearchParams(kept)}` : ""}`;
-  };
-  host.focusSearch = () => search.focus();
-  host.replaceChildren(el("div", { class: "tools" }, search, choose, found),
-    el("div", { class: "table" }, heads, body), more);
-  more.style.height = "1px";
-  new IntersectionObserver((seen) => { if (seen.some((e) => e.isIntersecting)) grow(); },
-    { rootMargin: "800px" }).observe(more);
+  Object.assign(list, {
+    search: el("input", { type: "search", placeholder: "Search name, factor value or #id", "aria-label": "search",
+      title: "/ jumps here", oninput: () => changeList({ q: list.search.value }) }),
+    choose: el("select", { "aria-label": "factor", onchange: () => changeList({ factor: list.choose.value }) },
+      el("option", { value: "" }, "all factors"), factors.map((f) => el("option", { value: f }, f))),
+    found: el("span", { class: "muted" }),
+    heads: listHeads(),
+    body: el("div"),
+    more: el("div", { class: "more" }),
+  });
+  host.replaceChildren(el("div", { class: "tools" }, list.search, list.choose, list.found),
+    el("div", { class: "table" }, list.heads, list.body), list.more);
+  const near = new IntersectionObserver((seen) => { if (seen.some((e) => e.isIntersecting)) growList(); },
+    { rootMargin: "800px" });
+  near.observe(list.more);
 }

@@ -3,25 +3,27 @@ const scrolled = {};
 let current = null;
 
 async function route() {
-  const [path, rest = ""] = location.hash.slice(1).split("?");
-  const [view, id] = path.split("/");
-  const shown = ["latents", "latent"].includes(view) ? view : "overview";
+  const hash = location.hash;
+  const [path, query = ""] = hash.slice(1).split("?");
+  const [first, id] = path.split("/");
+  const view = ["latents", "latent"].includes(first) ? first : "overview";
   hideTip();
   if (current) scrolled[current] = scrollY;
-  current = shown;
-  if (shown === "latent") await openLatent(id);
-  if (shown === "latents" && byId("view-latents").receive) byId("view-latents").receive(rest);
-  for (const name of ["overview", "latents", "latent"]) byId(`view-${name}`).hidden = name !== shown;
-  for (const link of document.querySelectorAll("nav a")) link.classList.toggle("here", link.dataset.view === shown);
-  if (byId("view-latents").address) document.querySelector('nav [data-view="latents"]').href = byId("view-latents").address();
-  scrollTo(0, shown === "latent" ? 0 : scrolled[shown] || 0);
+  current = view;
+  if (view === "latents") openList(query);
+  if (view === "latent") await openLatent(id);
+  if (location.hash !== hash) return; // another page was asked for meanwhile
+  for (const name of ["overview", "latents", "latent"]) byId(`view-${name}`).hidden = name !== view;
+  for (const link of document.querySelectorAll("nav a")) link.classList.toggle("here", link.dataset.view === view);
+  document.querySelector('nav [data-view="latents"]').href = listAddress();
+  scrollTo(0, view === "latent" ? 0 : scrolled[view] || 0);
 }
 
 document.addEventListener("keydown", (event) => {
   if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "/" && current === "latents") {
+  if (event.key === "/" && current === "latents" && list.search) {
     event.preventDefault();
-    byId("view-latents").focusSearch();
+    list.search.focus();
   }
   if (current !== "latent") return;
   const link = byId({ ArrowLeft: "previous", ArrowRight: "next" }[event.key]);

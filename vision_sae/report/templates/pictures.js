@@ -24,6 +24,8 @@ function hot(t) {
   return [mix(0), mix(1), mix(2), 255 * 0.82 * Math.min(1, 1.6 * t)];
 }
 
+const RAMP = Array.from({ length: 256 }, (_, i) => hot(i / 255));
+
 // Values between patch centres are interpolated, then coloured; `scale` is what counts as full heat.
 const FINE = 64;
 function paintHeat(canvas, [rows, columns, text], scale) {
@@ -40,7 +42,7 @@ function paintHeat(canvas, [rows, columns, text], scale) {
       const [c0, c1, u] = along(j, columns);
       const upper = levels[r0 * columns + c0] * (1 - u) + levels[r0 * columns + c1] * u;
       const lower = levels[r1 * columns + c0] * (1 - u) + levels[r1 * columns + c1] * u;
-      pixels.data.set(hot((upper * (1 - v) + lower * v) / full), 4 * (i * FINE + j));
+      pixels.data.set(RAMP[Math.round((255 * (upper * (1 - v) + lower * v)) / full)], 4 * (i * FINE + j));
     }
   }
   canvas.width = canvas.height = FINE;

@@ -4,7 +4,7 @@ const PAD = { left: 44, right: 10, top: 8, bottom: 36 };
 function steps(low, high, wanted) {
   const rough = (high - low || 1) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough);
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++) ticks.push(i * step);
   return ticks;
@@ -16,7 +16,7 @@ function decades(low, high) {
   return ticks.filter((_, i) => i % every === 0);
 }
 const short = (v) =>
-  Math.abs(v) >= 1e6 ? `${num(v / 1e6)}M` : Math.abs(v) >= 1e4 ? `${num(v / 1e3)}k` : num(v);
+  Math.abs(v) >= 1e6 ? `${v / 1e6}M` : Math.abs(v) >= 1e4 ? `${v / 1e3}k` : v.toLocaleString("en", { maximumSignificantDigits: 3 });
 
 // Axes and grid; `x` and `y` are {low, high, log?, ticks?, show?, label?}.
 function frame(width, height, x, y) {
@@ -27,7 +27,7 @@ function frame(width, height, x, y) {
   };
   const sx = scale(x, PAD.left, width - PAD.right);
   const sy = scale(y, height - PAD.bottom, PAD.top);
-  const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img" });
+  const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": x.label });
   const ticksOf = (axis, n) => axis.ticks || (axis.log ? decades(axis.low, axis.high) : steps(axis.low, axis.high, n));
   for (const t of ticksOf(y, 4)) {
     root.append(
@@ -36,7 +36,7 @@ function frame(width, height, x, y) {
     );
   }
   const base = height - PAD.bottom;
-  for (const t of ticksOf(x, Math.max(3, Math.floor(width / 90)))) {
+  for (const t of ticksOf(x, Math.max(4, Math.floor(width / 80)))) {
     root.append(svg("text", { x: sx(t), y: base + 16, "text-anchor": "middle" }, (x.show || short)(t)));
   }
   root.append(
@@ -71,7 +71,7 @@ function curve(xs, ys, name, height = 150) {
   if (!points.length) return null;
   const values = points.map(([, y]) => y);
   let [low, high] = [Math.min(...values), Math.max(...values)];
-  const log = low > 0 && high / low > 30;
+  const log = ["loss", "fvu"].includes(name) && low > 0 && high / low > 30;
   if (!log) low = Math.min(0, low);
   if (high === low) high = low + 1;
   const x = { low: points[0][0], high: points.at(-1)[0], label: "step" };
@@ -101,7 +101,7 @@ function overviewPlots() {
     const power = (v) => (Number.isInteger(v) ? (v === 0 ? "1" : `1e${v}`) : "");
     const tell = (i) => [count(firing.counts[i], "latent"), el("small", null,
       `${percent(10 ** firing.edges[i])} to ${percent(10 ** firing.edges[i + 1])} of tokens`)];
-    cards.push(card("Firing frequency", dead, firing.counts.length
+    cards.push(card("Latents by firing frequency", dead, firing.counts.length
       ? [histogram({ ...firing, tell, x: { label: "share of tokens, log scale", show: power } }),
          el("p", { class: "note" }, `median of the live ones ${percent(firing.median)}`)]
       : el("p", { class: "empty" }, "No latent fires.")));
@@ -109,7 +109,7 @@ function overviewPlots() {
   if (imageErrors.counts.length) {
     const { edges, counts, beyond, median, p95 } = imageErrors;
     const tell = (i) => [count(counts[i], "image"), el("small", null, `FVU ${num(edges[i])} to ${num(edges[i + 1])}`)];
-    cards.push(card("Reconstruction error per image", null,
+    cards.push(card("Images by reconstruction error", null,
       histogram({ edges, counts, tell, x: { label: "FVU over the image's own tokens" } }),
       el("p", { class: "note" }, `median ${num(median)}, 95% below ${num(p95)}`,
         beyond ? `; ${count(beyond, "image")} beyond the right edge` : "")));
@@ -120,8 +120,7 @@ function overviewPlots() {
   if (shown.length) {
     const wide = card("Training", null, el("div", { class: "panels" },
       shown.map(([name, plot]) => el("div", null, el("p", { class: "note" }, name), plot))));
-    wide.classList.add("wide");
-    cards.push(wide);
+    byId("training").replaceChildren(wide);
   }
   byId("plots").replaceChildren(...cards);
 }

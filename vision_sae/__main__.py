@@ -1,0 +1,5 @@
+"""python -m vision_sae"""
+
+from vision_sae.cli import main
+
+main()

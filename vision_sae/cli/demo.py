@@ -1,0 +1,24 @@
+"""The main job on the embedded model and images."""
+
+import time
+from pathlib import Path
+
+from vision_sae import checkpoint
+from vision_sae.cli import show, steps
+
+MODEL, DATA, SITE, TOKENS = "emoji-clip", "emoji-canvas", "visual.transformer.resblocks.4", "all"
+TRAINING = {"steps": 1500, "batch_size": 4096, "lr": 1e-3, "seed": 0}
+
+
+def run(out: Path) -> Path:
+    """Extract, train, eval, name and report below `out`; finished steps are not done again."""
+    started = time.monotonic()
+    acts, sae = out / "acts", out / "sae"
+    steps.extract(MODEL, SITE, DATA, acts, TOKENS, 64, "float32", False, False)  # type: ignore[arg-type]
+    if not (sae / checkpoint.CONFIG).exists():
+        steps.train(acts, sae, "topk", 16, 16, TRAINING, False)
+    numbers = steps.evaluate(sae, acts, MODEL, f"{DATA}:validation", None, 731, False)
+    numbers |= steps.name(sae, acts, None, False)
+    page = steps.report(sae, acts, out, overwrite=True)
+    show.console.print(f"{time.monotonic() - started:.0f} s; open {page.resolve()}")
+    return page

@@ -1,0 +1,92 @@
+"""What the commands share: progress bars, tables, and errors as one red line."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from vision_sae.errors import VisionSAEError
+
+console = Console(stderr=True)  # progress and messages; results go to stdout
+results = Console()
+
+
+class Rate(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        unit = task.fields.get("unit", "it")
+        return Text(f"{speed:,.0f} {unit}/s" if speed else f"- {unit}/s", style="dim")
+
+
+@contextmanager
+def progress(title: str, total: int | None, unit: str) -> Iterator[Callable[[int, str], None]]:
+    """A bar with rate and time left; call it with how many more units are done, and a note."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, unit=unit, note="")
+
+        def advance(n: int, note: str = "") -> None:
+            bar.update(task, advance=n, **({"note": note} if note else {}))
+
+        yield advance
+
+
+def table(title: str, rows: Mapping[str, Any]) -> None:
+    """Two columns: what, and how much."""
+    grid = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows.items():
+        grid.add_row(name, number(value))
+    results.print(grid)
+
+
+def number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def as_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Our own errors become one line and exit code 1; Ctrl-C says that the work can be resumed."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except VisionSAEError as error:
+        console.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("stopped; what is finished is kept, the same command goes on from there")
+        raise typer.Exit(130) from None
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

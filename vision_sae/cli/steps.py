@@ -1,0 +1,175 @@
+"""What each command does, between its options and its output."""
+
+from pathlib import Path
+from typing import Any
+
+from vision_sae import jobs
+from vision_sae.adapter import Adapter, Tokens, load_adapter, probe_site
+from vision_sae.checkpoint import load
+from vision_sae.cli import show
+from vision_sae.data import ImageSource, open_data
+from vision_sae.data.decode import decoded
+from vision_sae.errors import DataError, claim_folder
+from vision_sae.extract import extract as run_extract
+from vision_sae.latents import Scan, scan
+from vision_sae.naming import read_vocabulary
+from vision_sae.sae import SAE
+from vision_sae.store import Store, StoreIndex
+from vision_sae.store.index import DType
+from vision_sae.train import TrainConfig
+
+
+def extract(
+    model: str, site: str, data: str, out: Path, tokens: Tokens, batch_size: int, dtype: DType,
+    strict: bool, overwrite: bool,
+) -> StoreIndex:  # fmt: skip
+    adapter, source = load_adapter(model), open_data(data)
+    with show.progress("extract", len(source), "images") as advance:
+        index = run_extract(
+            adapter, source, site, out, tokens=tokens, batch_size=batch_size, dtype=dtype,
+            strict=strict, overwrite=overwrite, on_images=lambda n: advance(n, ""),
+        )  # fmt: skip
+    _report_skipped(index)
+    rows = index.images * index.tokens_per_image
+    show.console.print(f"{rows:,} vectors of {index.width} from {index.images:,} images in {out}")
+    return index
+
+
+def _report_skipped(index: StoreIndex) -> None:
+    if index.skipped:
+        show.console.print(
+            f"[yellow]warning: {len(index.skipped)} unreadable images were skipped "
+            "(named in index.json):[/yellow]"
+        )
+        for line in index.skipped[:5]:
+            show.console.print(f"  {line}", markup=False)
+
+
+def sites(model: str, data: str) -> None:
+    adapter = load_adapter(model)
+    first = next((i.image for i in decoded(open_data(data)) if i.image is not None), None)
+    if first is None:
+        raise DataError(f"no readable image in {data}")
+    example, rows = adapter.prepare([first]), {}
+    for path, _ in adapter.model.named_modules():
+        try:
+            site = probe_site(adapter, path, example) if path else None
+        except DataError:  # no tensor, or not part of the image's forward pass
+            continue
+        if site:
+            grid = f", {site.grid[0]} x {site.grid[1]} patches" if site.grid else ""
+            rows[path] = f"{site.layout} {site.tokens} x {site.width}{grid}"
+    show.table(f"sites of {adapter.name}", rows)
+
+
+def train(
+    acts: Path, out: Path, family: str, k: int, expansion: int, options: dict[str, Any],
+    overwrite: bool,
+) -> SAE:  # fmt: skip
+    config = TrainConfig(**options)
+    with show.progress("train", config.steps, "steps") as advance:
+        done = 0
+
+        def on_log(step: int, numbers: dict[str, float]) -> None:
+            nonlocal done
+            note = "  ".join(f"{n} {numbers[n]:.3g}" for n in ("loss", "fvu", "l0", "dead"))
+            advance(step - done, note)
+            done = step
+
+        sae = jobs.train_store(
+            Store(acts), out, family=family, k=k, expansion=expansion, config=config,
+            overwrite=overwrite, on_log=on_log,
+        )  # fmt: skip
+        advance(config.steps - done, "")
+    show.console.print(f"{sae.config.s:,} latents in {out}")
+    return sae
+
+
+def _opened(folder: Path, acts: Path | None) -> tuple[SAE, Store, Scan]:
+    sae = load(folder)
+    store = Store(acts) if acts else jobs.store_of(folder)
+    with show.progress("encode", store.images, "images") as advance:
+        found = scan(sae, store, tell=lambda n: advance(n, ""))
+    return sae, store, found
+
+
+def evaluate(
+    folder: Path, acts: Path | None, model: str | None, data: str | None, label: str | None,
+    images: int, as_json: bool,
+) -> dict[str, float]:  # fmt: skip
+    sae, store, found = _opened(folder, acts)
+    numbers: dict[str, float] = found.metrics.as_dict()
+    if model:
+        source = open_data(data) if data else None
+        numbers |= _splice(load_adapter(model), sae, store, source, label, images)
+    if as_json:
+        show.as_json({**numbers, "frequencies": found.frequencies.tolist()})
+    else:
+        show.table(f"{folder}: {sae.config.s:,} latents, {sae.config.sparsity.kind}", numbers)
+        show.table("latents by share of rows they fire on", found.frequency_histogram())
+    return numbers
+
+
+def _splice(
+    adapter: Adapter, sae: SAE, store: Store, source: ImageSource | None, label: str | None,
+    images: int,
+) -> dict[str, float]:  # fmt: skip
+    total = min(images, len(source) if source else store.images)
+    with show.progress("splice", total, "images") as advance:
+        spliced = jobs.splice_sae(
+            adapter, sae, store, source=source, label=label, images=images,
+            tell=lambda n: advance(n, ""),
+        )  # fmt: skip
+    return {
+        "zero-shot accuracy": spliced.original,
+        "with reconstruction": spliced.spliced,
+        "with zeros": spliced.zero,
+        "with the mean": spliced.mean,
+        "recovered": spliced.recovered,
+    }
+
+
+def name(
+    folder: Path, acts: Path | None, vocabulary: Path | None, as_json: bool
+) -> dict[str, float]:
+    sae, store, found = _opened(folder, acts)
+    words = read_vocabulary(vocabulary) if vocabulary else jobs.known_names(store)
+    adapter = load_adapter(store.index.provenance.model)
+    with show.progress("embed", None, "images") as advance:
+        names = jobs.name_sae(adapter, store, found, words, tell=lambda n: advance(n, ""))
+    detections = jobs.detect_factors(store, found)
+    jobs.save_findings(folder, names, detections)
+    numbers = jobs.summary_of(names, detections)
+    if as_json:
+        show.as_json({"summary": numbers, **jobs.findings_as_data(names, detections)})
+    else:
+        best = sorted(detections, key=lambda d: -d.f1)[:10]
+        by_latent = {n.latent: n for n in names}
+        show.table(
+            "best detectors",
+            {
+                f"latent {d.latent} “{by_latent[d.latent].name}”": (
+                    f"{d.factor} = {d.value}: F1 {d.f1:.2f}, AUROC {d.auroc:.2f}"
+                )
+                for d in best
+            },
+        )
+        show.table(f"{folder}: {len(names):,} live latents", numbers)
+    return numbers
+
+
+def report(folder: Path, acts: Path | None, out: Path, overwrite: bool) -> Path:
+    from vision_sae.report.gather import gather
+    from vision_sae.report.page import write_report
+
+    claim_folder(out, "index.html", overwrite=overwrite)
+    sae, store, found = _opened(folder, acts)
+    names, detections = jobs.read_findings(folder)
+    with show.progress("pictures", None, "latents") as advance:
+        facts = gather(
+            sae, store, found, folder=folder, names=names, detections=detections,
+            tell=lambda n: advance(n, ""),
+        )  # fmt: skip
+    page = write_report(facts, out)
+    show.console.print(f"report: {page}")
+    return page

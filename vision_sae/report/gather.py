@@ -1,0 +1,186 @@
+"""Fill a report from an SAE and a store: statistics, pictures, heatmaps, neighbours, a map."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vision_sae import checkpoint, factors, naming
+from vision_sae.errors import require
+from vision_sae.hooks import inference
+from vision_sae.jobs import pick_images, share_detecting
+from vision_sae.latents import ImageCodes, Scan
+from vision_sae.logs import read_metrics
+from vision_sae.report.facts import ImageFacts, LatentFacts, Picture, ReportFacts
+from vision_sae.sae import SAE
+from vision_sae.store import Store
+
+TOP, PER_QUANTILE, BINS, NEIGHBOURS, THUMBNAIL = 12, 4, 30, 8, 64
+QUANTILES = ((0.75, 1.0), (0.5, 0.75), (0.25, 0.5), (0.0, 0.25))
+Tell = Callable[[int], None]
+
+
+def gather(
+    sae: SAE,
+    store: Store,
+    found: Scan,
+    *,
+    folder: Path,
+    names: Sequence[naming.Name] = (),
+    detections: Sequence[factors.Detection] = (),
+    least_score: float = 0.2,
+    tell: Tell = lambda n: None,
+) -> ReportFacts:
+    """Everything a report shows. A name whose score is below `least_score` is left out."""
+    chosen = {s: _choose(found.codes, s) for s in found.live}
+    heats = _heats(sae, store, chosen, tell)
+    number, images = _images(store, chosen)
+    by_latent = {n.latent: n for n in names if n.score >= least_score}
+    detected = {d.latent: d for d in detections}
+    near, places = neighbours(sae, found.live), places_of(sae, found.live)
+    latents = [
+        _latent(s, found, chosen[s], heats, number, near[s], places[s], by_latent.get(s), detected.get(s))
+        for s in found.live
+    ]
+    numbers: dict[str, float] = found.metrics.as_dict()
+    if detections:
+        numbers["live latents with F1 of 0.5 or more"] = share_detecting(list(detections), len(found.live))
+    return ReportFacts(
+        title="What the latents see",
+        provenance=_provenance(sae, folder, store),
+        numbers=numbers,
+        frequencies=found.frequencies.tolist(),
+        image_fvu=found.image_fvu.tolist(),
+        training=read_metrics(folder),
+        latents=latents,
+        images=images,
+    )
+
+
+Groups = dict[str, list[tuple[int, float]]]  # group -> (image, value)
+
+
+def _choose(codes: ImageCodes, latent: int) -> Groups:
+    """The strongest images, and some from each quarter of the rest, evenly spaced."""
+    images, values = codes.of(latent)
+    pairs = list(zip(images.tolist(), values.tolist(), strict=True))
+    groups: Groups = {"top": pairs[:TOP]}
+    rest = pairs[TOP:]
+    for low, high in QUANTILES if len(rest) >= len(QUANTILES) * PER_QUANTILE else ():
+        part = rest[round((1 - high) * len(rest)) : round((1 - low) * len(rest))]
+        every = max(1, len(part) // PER_QUANTILE)
+        groups[f"{low:.0%} to {high:.0%}"] = part[::every][:PER_QUANTILE]
+    return groups
+
+
+Heats = dict[tuple[int, int], list[list[float]]]  # (latent, image) -> rows of patches
+
+
+def _heats(sae: SAE, store: Store, chosen: dict[int, Groups], tell: Tell) -> Heats:
+    """Activations per patch of every (latent, image) shown, one encoding per image."""
+    grid, prefix = store.index.grid, store.index.prefix_tokens
+    wanted: dict[int, list[int]] = {}
+    for latent, groups in chosen.items():
+        for image in {image for pairs in groups.values() for image, _ in pairs}:
+            wanted.setdefault(image, []).append(latent)
+    heats: Heats = {}
+    if grid is None:
+        return heats
+    order = sorted(wanted)
+    with inference(sae):
+        for start in range(0, len(order), 128):
+            ids = order[start : start + 128]
+            acts = store.acts(ids)[:, prefix:]
+            dense = sae.encode(acts).to_dense().view(len(ids), -1, sae.config.s)  # [i patches s]
+            for row, image in enumerate(ids):
+                maps = dense[row][:, wanted[image]].T.reshape(-1, *grid).tolist()
+                heats |= {(s, image): heat for s, heat in zip(wanted[image], maps, strict=True)}
+            tell(len(ids))
+    return heats
+
+
+def _images(store: Store, chosen: dict[int, Groups]) -> tuple[dict[int, int], list[ImageFacts]]:
+    """Thumbnails of every image shown, and where each stands in the list."""
+    shown = sorted({i for groups in chosen.values() for pairs in groups.values() for i, _ in pairs})
+    pictures = pick_images(store, shown)
+    facts = []
+    for i in shown:
+        about = store.about[i]
+        caption = str(about.get("caption") or about.get("label") or store.keys[i])
+        small = pictures[i].convert("RGB").resize((THUMBNAIL, THUMBNAIL))
+        facts.append(ImageFacts(store.keys[i], caption, small))
+    return {image: n for n, image in enumerate(shown)}, facts
+
+
+def _latent(
+    s: int, found: Scan, groups: Groups, heats: Heats, number: dict[int, int],
+    near: list[tuple[int, float]], xy: tuple[float, float], name: naming.Name | None,
+    detection: Any,
+) -> LatentFacts:  # fmt: skip
+    pictures = {
+        group: [Picture(number[i], value, heats.get((s, i))) for i, value in pairs]
+        for group, pairs in groups.items()
+    }
+    images, values = found.codes.of(s)
+    maximum = float(values[0])
+    return LatentFacts(
+        id=s,
+        name=name.name if name else None,
+        name_score=name.score if name else None,
+        runner_up=name.runner_up if name else None,
+        frequency=float(found.frequencies[s]),
+        image_share=len(images) / found.codes.images,
+        mean=float(found.means[s]),
+        maximum=maximum,
+        histogram=torch.histc(values, BINS, 0, maximum).long().tolist(),
+        top=pictures.pop("top"),
+        quantiles=pictures,
+        neighbours=near,
+        detection=detection,
+        xy=xy,
+    )
+
+
+def neighbours(sae: SAE, live: list[int]) -> dict[int, list[tuple[int, float]]]:
+    """For each live latent, the live ones of nearest decoder direction, with their cosines."""
+    ids = torch.tensor(live)
+    atoms: Float[Tensor, "l d"] = F.normalize(sae.W_dec.detach()[ids], dim=1)
+    out = {}
+    for start in range(0, len(live), 1024):
+        cosines = atoms[start : start + 1024] @ atoms.T
+        cosines[torch.arange(len(cosines)), torch.arange(start, start + len(cosines))] = -2
+        best = cosines.topk(min(NEIGHBOURS, len(live) - 1), dim=1)
+        for row, (v, i) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+            out[live[start + row]] = [(live[j], c) for j, c in zip(i, v, strict=True)]
+    return out
+
+
+def places_of(sae: SAE, live: list[int]) -> dict[int, tuple[float, float]]:
+    """A map of the decoder directions, by t-SNE on cosine distance, scaled to 0..1."""
+    if len(live) < 10:
+        return {s: (i / 10, 0.5) for i, s in enumerate(live)}
+    manifold = require("sklearn.manifold", "report")
+    atoms = F.normalize(sae.W_dec.detach()[torch.tensor(live)], dim=1).numpy()
+    tsne = manifold.TSNE(
+        metric="cosine", init="random", random_state=0, perplexity=min(30, len(live) // 4),
+        max_iter=500,
+    )  # fmt: skip
+    xy = tsne.fit_transform(atoms)
+    xy = (xy - xy.min(0)) / (xy.max(0) - xy.min(0)).clip(1e-9)
+    return {s: (float(x), float(y)) for s, (x, y) in zip(live, xy, strict=True)}
+
+
+def _provenance(sae: SAE, folder: Path, store: Store) -> dict[str, str]:
+    where, training = store.index.provenance, checkpoint.read_config(folder).training
+    return {
+        "model": where.model,
+        "site": where.site,
+        "tokens": where.tokens,
+        "data": f"{where.data} ({store.images:,} images)",
+        "SAE": f"{sae.config.sparsity.kind}, k {sae.config.sparsity.k}, {sae.config.s:,} latents",
+        "training": f"{training.get('steps', '?')} steps of {training.get('batch_size', '?')} rows",
+    }
