@@ -10,7 +10,7 @@ from vision_sae.report.facts import ReportFacts
 from vision_sae.report.files import remove_stale, write_bytes, write_script
 from vision_sae.report.sprites import write_sprites
 
-SCRIPTS = ("dom", "plots", "pictures", "map", "list", "latent", "main")  # in this order
+SCRIPTS = ("dom", "plots", "overview", "pictures", "map", "list", "latent", "main")  # in this order
 
 
 def write_report(facts: ReportFacts, out: Path) -> Path:

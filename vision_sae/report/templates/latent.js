@@ -1,96 +1,127 @@
 // A latent's own page; its details come from a chunk that is loaded when first needed.
-const positions = new Map(data.latents.map((l, i) => [l.id, i]));
+const places = new Map(data.latents.map((l, i) => [l.id, i]));
 const loads = new Map();
 
-function details(position) {
-  const name = `latents-${Math.floor(position / data.chunk)}`;
-  if (!loads.has(name)) {
-    loads.set(name, new Promise((done, fail) => {
-      const failed = () => { loads.delete(name); fail(new Error(`data/${name}.js is missing or unreadable`)); };
-      document.head.append(el("script", { src: `data/${name}.js`, onload: () => (vsae[name] ? done(vsae[name]) : failed()), onerror: failed }));
-    }));
-  }
-  return loads.get(name).then((chunk) => chunk[position % data.chunk]);
+function load(name) {
+  return new Promise((done, fail) => {
+    const end = () => {
+      if (vsae[name]) return done(vsae[name]);
+      loads.delete(name); // so that it can be tried again
+      return fail(new Error(`data/${name}.js is missing or unreadable`));
+    };
+    document.head.append(el("script", { src: `data/${name}.js`, onload: end, onerror: end }));
+  });
+}
+
+async function details(place) {
+  const name = `latents-${Math.floor(place / data.chunk)}`;
+  if (!loads.has(name)) loads.set(name, load(name));
+  return (await loads.get(name))[place % data.chunk];
 }
 
 function neighbour([id, cosine]) {
-  const latent = data.latents[positions.get(id)];
-  const words = el("div", null, latent ? nameOf(latent) : "not in the report", el("small", null, `#${id} · ${fixed(cosine)}`));
+  const latent = data.latents[places.get(id)];
+  const words = el("div", null, latent ? nameOf(latent) : "not in the report",
+    el("small", null, `#${id} · ${fixed(cosine)}`));
   if (!latent) return el("span", { class: "muted" }, words);
   return el("a", { href: `#latent/${id}`, ...pointed(() => latentTip(latent)) },
     latent.strip.length ? thumb(latent.strip[0], 48) : null, words);
 }
 
+function neighboursCard(neighbours) {
+  const near = neighbours.length ? el("div", { class: "near" }, neighbours.map(neighbour))
+    : note("None were kept.");
+  return card("Nearest latents", "cosine of decoder directions", near);
+}
+
+function meter(label, value) {
+  const bar = el("i");
+  bar.style.width = `${100 * Math.min(1, Math.max(0, value || 0))}%`;
+  return [el("span", null, label), el("span", { class: "meter" }, bar), el("span", null, fixed(value))];
+}
+
 function detectionCard(found) {
-  if (!found) return card("Detection", null, el("p", { class: "note" }, "No factor was tested."));
-  const meter = (label, value) => {
-    const bar = el("i");
-    bar.style.width = `${100 * Math.min(1, Math.max(0, value || 0))}%`;
-    return [el("span", null, label), el("span", { class: "meter" }, bar), el("span", null, fixed(value))];
-  };
+  if (!found) return card("Detection", null, note("No factor value was found for it."));
   return card("Detection", `${found.factor}: ${found.value}`, el("div", { class: "meters" },
-    meter("precision", found.precision), meter("recall", found.recall), meter("F1", found.f1), meter("AUROC", found.auroc)));
+    meter("precision", found.precision), meter("recall", found.recall),
+    meter("F1", found.f1), meter("AUROC", found.auroc)));
 }
 
-function activationCard(latent, { histogram: counts }) {
+function activationCard({ maximum }, { histogram: counts }) {
   const total = counts.reduce((a, b) => a + b, 0);
-  if (!total || latent.maximum === null) return card("Activations", null, el("p", { class: "note" }, "No activations were counted."));
-  const edges = Array.from({ length: counts.length + 1 }, (_, i) => (i * latent.maximum) / counts.length);
-  const tell = (i) => [count(counts[i], "token"), el("small", null, `activation ${num(edges[i])} to ${num(edges[i + 1])}`)];
+  if (!total || maximum === null) return card("Activations", null, note("None were counted."));
+  const edges = Array.from({ length: counts.length + 1 }, (_, i) => (i * maximum) / counts.length);
+  const tell = (i) => [count(counts[i], "token"),
+    el("small", null, `activation ${num(edges[i])} to ${num(edges[i + 1])}`)];
+  const x = { label: "activation (counts on a log scale)" };
   return card("Activations", `${count(total, "token")} where it fires`,
-    histogram({ edges, counts, tell, log: true, height: 170, x: { label: "activation (counts on a log scale)" } }));
+    histogram({ edges, counts, tell, x, log: true, height: 170 }));
 }
 
-function crumbs(position) {
-  const listed = list.order.indexOf(position);
+// Previous and next walk the list as it is searched and sorted, or all when this one is not in it.
+function crumbs(place) {
+  const listed = list.order.indexOf(place);
   const among = listed < 0 ? data.latents.map((_, i) => i) : list.order;
-  const at = listed < 0 ? position : listed;
-  const step = (to, label, id) => among[to] === undefined ? el("span", null, label)
-    : el("a", { href: `#latent/${data.latents[among[to]].id}`, id, title: "arrow keys do the same" }, label);
-  const filtered = listed >= 0 && list.order.length < data.latents.length;
+  const at = listed < 0 ? place : listed;
+  const noun = among.length < data.latents.length ? "listed latent" : "latent";
+  const step = (to, label, id) => {
+    if (among[to] === undefined) return el("span", null, label);
+    const href = `#latent/${data.latents[among[to]].id}`;
+    return el("a", { href, id, title: "arrow keys do the same" }, label);
+  };
   return el("div", { class: "crumbs" },
-    el("span", { class: "group" }, step(at - 1, "← Previous", "previous"), step(at + 1, "Next →", "next")),
-    el("span", null, `${(at + 1).toLocaleString("en")} of ${count(among.length, filtered ? "listed latent" : "latent")}`),
+    el("span", { class: "group" },
+      step(at - 1, "← Previous", "previous"), step(at + 1, "Next →", "next")),
+    el("span", null, `${num(at + 1, 7)} of ${count(among.length, noun)}`),
     el("a", { href: listAddress() }, "back to the list"));
 }
 
-const tile = (value, label) => el("div", { class: "tile" }, el("b", null, value), el("span", null, label));
-const gallery = (pictures, side) => el("div", { class: "gallery" }, pictures.map((p) => shot(p, side)));
+function heading(latent, more) {
+  const score = latent.score === null ? null : `score ${fixed(latent.score)}`;
+  const about = [score, more.runnerUp && `runner-up: ${more.runnerUp}`].filter(Boolean);
+  return el("div", { class: "title" },
+    el("h1", null, nameOf(latent), " ", el("span", { class: "id" }, `#${latent.id}`)),
+    el("span", { class: "muted" }, about.join(" · ")));
+}
 
-function latentPage(latent, position, more) {
+function statistics(latent, more) {
+  const tile = (value, label) =>
+    el("div", { class: "tile" }, el("b", null, value), el("span", null, label));
+  return el("div", { class: "tiles" }, tile(percent(latent.frequency), "of tokens"),
+    tile(percent(more.imageShare), "of images"), tile(num(more.mean), "mean when firing"),
+    tile(num(latent.maximum), "maximum"));
+}
+
+function gallery(title, small, pictures, side) {
+  return el("div", { class: "band" }, el("h2", null, title, el("small", null, small)),
+    el("div", { class: "gallery" }, pictures.map((picture) => shot(picture, side))));
+}
+
+function latentPage(place, more) {
+  const latent = data.latents[place];
   heated = [];
-  const rows = more.quantiles.filter(([, pictures]) => pictures.length);
-  const galleries = [
-    more.top.length ? el("div", null, el("h2", null, "Top images", el("small", null, "largest activation under each")), gallery(more.top, 128))
-      : el("p", { class: "note" }, "No top images were kept."),
-    rows.map(([label, pictures]) => el("div", { class: "band" }, el("h2", null, label, el("small", null, "activation quantiles")), gallery(pictures, 96))),
-  ];
-  const about = [latent.score === null ? null : `score ${fixed(latent.score)}`, more.runnerUp && `runner-up: ${more.runnerUp}`];
-  byId("view-latent").replaceChildren(crumbs(position),
-    el("div", { class: "title" }, el("h1", null, nameOf(latent), " ", el("span", { class: "id" }, `#${latent.id}`)),
-      el("span", { class: "muted" }, about.filter(Boolean).join(" · "))),
-    el("div", { class: "tiles" }, tile(percent(latent.frequency), "of tokens"), tile(percent(more.imageShare), "of images"),
-      tile(num(more.mean), "mean where it fires"), tile(num(latent.maximum), "maximum")),
-    ...(heated.length ? [heatSwitch()] : []), ...galleries.flat(),
+  const top = more.top.length ? gallery("Top images", "largest activation under each", more.top, 128)
+    : note("No top images were kept.");
+  const bands = more.quantiles.filter(([, pictures]) => pictures.length)
+    .map(([label, pictures]) => gallery(label, "activation quantiles", pictures, 96));
+  fill(byId("view-latent"), null, [crumbs(place), heading(latent, more), statistics(latent, more),
+    heated.length ? heatSwitch() : null, top, bands,
     el("div", { class: "cards band" }, activationCard(latent, more), detectionCard(latent.detection)),
-    card("Nearest latents", "cosine of decoder directions", more.neighbours.length
-      ? el("div", { class: "near" }, more.neighbours.map(neighbour)) : el("p", { class: "note" }, "None were kept.")));
+    neighboursCard(more.neighbours)]);
   applyHeat();
 }
 
 async function openLatent(text) {
-  const position = positions.get(Number(text));
   const host = byId("view-latent");
-  const say = (message) => {
-    heated = [];
-    host.replaceChildren(el("p", { class: "empty" }, message));
-  };
-  if (position === undefined) return say(`There is no live latent ${text} in this report.`);
+  const place = places.get(Number(text));
+  const hash = location.hash;
   try {
-    const more = await details(position);
-    if (location.hash !== `#latent/${text}`) return; // another page was asked for meanwhile
-    latentPage(data.latents[position], position, more);
+    if (place === undefined) throw new Error(`There is no live latent ${text} in this report.`);
+    const more = await details(place);
+    if (location.hash !== hash) return; // another page was asked for meanwhile
+    host.replaceChildren();
+    latentPage(place, more);
   } catch (error) {
-    say(error.message);
+    host.replaceChildren(el("p", { class: "empty" }, error.message));
   }
 }

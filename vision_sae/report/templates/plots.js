@@ -89,38 +89,3 @@ function curve(xs, ys, name, height = 150) {
     host.replaceChildren(root);
   });
 }
-
-const card = (title, small, ...content) =>
-  el("div", { class: "card" }, el("h2", null, title, small ? el("small", null, small) : null), content);
-
-function overviewPlots() {
-  const { firing, imageErrors, training } = data;
-  const cards = [];
-  if (firing.total) {
-    const dead = `${count(firing.dead, "dead latent")} of ${firing.total.toLocaleString("en")} (${percent(firing.dead / firing.total)})`;
-    const power = (v) => (Number.isInteger(v) ? (v === 0 ? "1" : `1e${v}`) : "");
-    const tell = (i) => [count(firing.counts[i], "latent"), el("small", null,
-      `${percent(10 ** firing.edges[i])} to ${percent(10 ** firing.edges[i + 1])} of tokens`)];
-    cards.push(card("Latents by firing frequency", dead, firing.counts.length
-      ? [histogram({ ...firing, tell, x: { label: "share of tokens, log scale", show: power } }),
-         el("p", { class: "note" }, `median of the live ones ${percent(firing.median)}`)]
-      : el("p", { class: "empty" }, "No latent fires.")));
-  }
-  if (imageErrors.counts.length) {
-    const { edges, counts, beyond, median, p95 } = imageErrors;
-    const tell = (i) => [count(counts[i], "image"), el("small", null, `FVU ${num(edges[i])} to ${num(edges[i + 1])}`)];
-    cards.push(card("Images by reconstruction error", null,
-      histogram({ edges, counts, tell, x: { label: "FVU over the image's own tokens" } }),
-      el("p", { class: "note" }, `median ${num(median)}, 95% below ${num(p95)}`,
-        beyond ? `; ${count(beyond, "image")} beyond the right edge` : "")));
-  }
-  const { step, ...series } = training;
-  const panels = Object.entries(series).map(([name, ys]) => [name.replace("_", " "), curve(step, ys, name.replace("_", " "))]);
-  const shown = panels.filter(([, plot]) => plot);
-  if (shown.length) {
-    const wide = card("Training", null, el("div", { class: "panels" },
-      shown.map(([name, plot]) => el("div", null, el("p", { class: "note" }, name), plot))));
-    byId("training").replaceChildren(wide);
-  }
-  byId("plots").replaceChildren(...cards);
-}
