@@ -76,6 +76,9 @@ def from_folder(folder: Path, name: str = "") -> ClipAdapter:
     """A folder of open_clip_config.json and weights, as `open_clip` pushes to the hub."""
     if not (folder / "open_clip_config.json").exists():
         raise DataError(f"{folder} holds no open_clip_config.json")
+    # open_clip only warns, and goes on with random weights
+    if not any(p.suffix in (".safetensors", ".bin", ".pth") for p in folder.iterdir()):
+        raise DataError(f"{folder} holds no weights (open_clip_model.safetensors)")
     path = f"local-dir:{folder.resolve()}"
     return _load(path, name or f"open_clip:{path}")
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vision_sae.adapters.base import ModuleAdapter
+from vision_sae.errors import ConfigError
 from vision_sae.hooks import inference
 
 SIZE, PATCH, WIDTH = 16, 4, 24
@@ -75,5 +76,7 @@ def to_input(image: Any) -> Float[Tensor, "3 h w"]:
 
 
 def from_name(argument: str) -> ToyAdapter:
-    """`toy`, or `toy:SEED`."""
+    """`toy`, or `toy:SEED`. Raises ConfigError."""
+    if argument and not argument.isdecimal():
+        raise ConfigError(f"toy takes a seed after its colon, as in toy:1; got {argument!r}")
     return ToyAdapter(int(argument or 0))

@@ -1,1 +1,56 @@
-"""vision_sae."""
+"""Sparse autoencoders for vision and text-to-image models.
+
+    import vision_sae as vs
+
+    model = vs.load_adapter("emoji-clip")
+    vs.extract(model, vs.open_data("emoji-canvas"), "visual.transformer.resblocks.4", "acts")
+    sae = vs.train_store(vs.Store("acts"), "sae", family="topk", k=16, expansion=16)
+"""
+
+from vision_sae.adapter import Adapter, Site, load_adapter
+from vision_sae.checkpoint import load, save
+from vision_sae.codes import Codes
+from vision_sae.data import open_data
+from vision_sae.extract import extract
+from vision_sae.hooks import capture, edit
+from vision_sae.jobs import (
+    detect_factors,
+    known_names,
+    name_sae,
+    splice_sae,
+    train_store,
+)
+from vision_sae.latents import scan
+from vision_sae.metrics import Metrics, evaluate
+from vision_sae.report import write_report
+from vision_sae.sae import SAE, SAEConfig
+from vision_sae.store import MemoryStore, Store
+from vision_sae.train import TrainConfig, train
+
+__all__ = [
+    "SAE",
+    "Adapter",
+    "Codes",
+    "MemoryStore",
+    "Metrics",
+    "SAEConfig",
+    "Site",
+    "Store",
+    "TrainConfig",
+    "capture",
+    "detect_factors",
+    "edit",
+    "evaluate",
+    "extract",
+    "known_names",
+    "load",
+    "load_adapter",
+    "name_sae",
+    "open_data",
+    "save",
+    "scan",
+    "splice_sae",
+    "train",
+    "train_store",
+    "write_report",
+]

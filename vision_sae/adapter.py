@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vision_sae import plugins
 from vision_sae.errors import DataError
-from vision_sae.hooks import capture
+from vision_sae.hooks import capture, inference
 
 Layout = Literal["vector", "tokens", "map"]
 Tokens = Literal["cls", "patches", "pooled", "all"]
@@ -38,6 +38,7 @@ class Site:
     batch_axis: int = 0
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """A model, how to feed it images, and how to read its sites.
 
@@ -89,17 +90,23 @@ def probe_site(adapter: Adapter, site: str, example: Float[Tensor, "1 c h w"]) -
     """
     shapes = []
     for b in (2, 3):
-        with torch.inference_mode(), capture(adapter.model, [site]) as captured:
-            adapter.run(example.expand(b, *example.shape[1:]))
+        with inference(adapter.model), capture(adapter.model, [site], stop_early=True) as captured:
+            adapter.run(on_device(adapter, example.expand(b, *example.shape[1:])))
         if site not in captured:
             raise DataError(f"site {site!r} of {adapter.name} never ran in the forward pass")
         shapes.append(tuple(captured[site].shape))
     return _site_from_shapes(site, shapes[0], shapes[1], adapter.prefix_tokens)
 
 
+def on_device(adapter: Adapter, batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """The batch where the model's weights are."""
+    return batch.to(next((p.device for p in adapter.model.parameters()), batch.device))
+
+
 def _site_from_shapes(name: str, two: tuple[int, ...], three: tuple[int, ...], prefix: int) -> Site:
     differ = [i for i, (a, b) in enumerate(zip(two, three, strict=False)) if a != b]
-    if len(two) not in (2, 3, 4) or len(two) != len(three) or len(differ) != 1:
+    allowed = {2: [[0]], 3: [[0], [1]], 4: [[0]]}  # tokens may come as [tokens batch width]
+    if len(two) != len(three) or differ not in allowed.get(len(two), []):
         raise DataError(
             f"site {name!r} gives shapes {two} and {three} for batches of 2 and 3; a site must give "
             "[batch width], [batch tokens width] or [batch width height width]"

@@ -20,10 +20,13 @@ def reconstruct(sae: SAE) -> Change:
 def on_tokens(change: Change, site: Site, which: Tokens) -> Callable[[Tensor], Tensor]:
     """A change of rows as a change of a site's output, on the class token, the patches or all.
 
-    Raises DataError for pooled tokens of a token site: their mean cannot be put back.
+    Rows (float32 or shorter) that `change` gives back as they came stay bit for bit. Raises DataError
+    for pooled tokens of a token site, whose mean cannot be put back, and for an absent class token.
     """
     if which == "pooled" and site.layout != "vector":
         raise DataError(f"pooled tokens of {site.name!r} are a mean, which cannot be put back")
+    if which == "cls" and not site.prefix:
+        raise DataError(f"site {site.name!r} has no class token; choose patches, pooled or all")
     start = site.prefix if which == "patches" else 0
     stop = 1 if which == "cls" else site.tokens
 

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 
+PARTIAL = ".partial"  # ends the names of files that are being written
+
+
 class VisionSAEError(Exception):
     """Every error that this library raises on purpose."""
 
@@ -71,22 +74,28 @@ def require(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtra(
-            f"this needs {module}, which is not installed: pip install 'vision-sae[{extra}]'"
+            f"this needs {error.name or module}, which is not installed: "
+            f"pip install 'vision-sae[{extra}]'"
         ) from error
 
 
 def claim_folder(folder: Path, *markers: str, overwrite: bool = False) -> Path:
     """Make an output folder, or accept an empty one or one of our own kind (it holds a marker).
 
-    Raises OutputExists when it holds anything else and `overwrite` is false.
+    Raises OutputExists when it holds anything else and `overwrite` is false, ConfigError when it
+    cannot be made.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"{folder} is a file; an output folder is needed")
-    held = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    held = [name for name in names if not name.endswith(PARTIAL)]  # of a run that was killed
     if held and not set(markers) & set(held) and not overwrite:
         raise OutputExists(
             f"{folder} already holds something else ({', '.join(held[:3])}); "
             "choose another folder or pass --overwrite"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
     return folder

@@ -7,10 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vision_sae.adapter import Adapter, Site, Tokens, fingerprint, probe_site, select_tokens, to_tokens
+from vision_sae.adapter import (
+    Adapter,
+    Site,
+    Tokens,
+    fingerprint,
+    on_device,
+    probe_site,
+    select_tokens,
+    to_tokens,
+)
 from vision_sae.data import ImageSource
 from vision_sae.data.decode import Decoded, decoded
-from vision_sae.errors import DataError
+from vision_sae.errors import ConfigError, DataError
 from vision_sae.hooks import capture, inference
 from vision_sae.provenance import Provenance
 from vision_sae.store import Row, StoreIndex, StoreWriter
@@ -39,6 +48,8 @@ def extract(
     not there, DataError for one that gives no tensor or for NaN, OutputExists and StoreError for a
     folder that holds something else.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1; got {batch_size}")
     where = probe_site(adapter, site, _example(adapter, source))
     index = describe(adapter, source, where, tokens, dtype)
     writer = StoreWriter(Path(folder), index, overwrite=overwrite)
@@ -99,8 +110,7 @@ def write_batch(
 
 def activations(adapter: Adapter, batch: Tensor, site: Site) -> Tensor:
     """All tokens of a site for one prepared batch, [b t d], in float32; the forward stops there."""
-    device = next((p.device for p in adapter.model.parameters()), batch.device)
     with inference(adapter.model), capture(adapter.model, [site.name], stop_early=True) as captured:
-        adapter.run(batch.to(device))
+        adapter.run(on_device(adapter, batch))
     return to_tokens(captured[site.name], site).float()
 

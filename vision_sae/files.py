@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from vision_sae.errors import StoreError
+from vision_sae.errors import PARTIAL, StoreError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Raises StoreError when the disk is full or the folder cannot be written."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:
             file.write(data)

@@ -16,7 +16,7 @@ class _Enough(Exception):
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
     """A module by its dotted path. Raises UnknownName with near matches."""
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     if not path or path not in modules:
         raise UnknownName("site", path, (m for m in modules if m))
     return modules[path]
@@ -50,8 +50,9 @@ def capture(
 
     def keep(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            captured[path] = _tensor_of(output, path).detach()
-            if stop_early and len(captured) == len(paths):
+            # a copy: what follows may work in place, as ReLU(inplace=True) does
+            captured[path] = _tensor_of(output, path).detach().clone()
+            if stop_early and captured.keys() >= set(paths):
                 raise _Enough
 
         return hook
@@ -87,11 +88,12 @@ def edit(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Ite
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside the block; the training flag is put back."""
-    training = model.training
+    """Evaluation mode and no gradients inside the block; each module's training flag is put back."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True

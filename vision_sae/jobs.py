@@ -21,11 +21,11 @@ from vision_sae.data.decode import decoded
 from vision_sae.errors import DataError, MismatchError, OutputExists, UnknownName, claim_folder
 from vision_sae.files import write_json
 from vision_sae.latents import Scan, check_match
-from vision_sae.logs import TrainingLog
+from vision_sae.logs import METRICS, TrainingLog
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.splice import Spliced, splice_accuracy
 from vision_sae.store import Store
-from vision_sae.train import TrainConfig, train
+from vision_sae.train import DESCRIPTION, TrainConfig, forget, train
 
 NAMES, DETECTIONS = "names.json", "detections.json"
 Tell = Callable[[int], None]
@@ -64,15 +64,17 @@ def train_store(
         log.close()
     record = {**config.model_dump(), "acts": str(store.folder.resolve())}
     checkpoint.save(sae, out, training=record, overwrite=True)
+    forget(out)
     return sae
 
 
 def _claim_training(out: Path, overwrite: bool) -> None:
-    claim_folder(out, checkpoint.CONFIG, "training.json", overwrite=overwrite)
+    claim_folder(out, checkpoint.CONFIG, DESCRIPTION, METRICS, overwrite=overwrite)
     if (out / checkpoint.CONFIG).exists() and not overwrite:
         raise OutputExists(f"{out} holds a finished SAE; choose another folder or pass --overwrite")
     if overwrite:
-        for name in ("training.json", "training.safetensors", checkpoint.CONFIG, NAMES, DETECTIONS):
+        forget(out)
+        for name in (checkpoint.CONFIG, NAMES, DETECTIONS):
             (out / name).unlink(missing_ok=True)
 
 
@@ -146,6 +148,8 @@ def name_sae(
     if not isinstance(adapter, TextImageAdapter):
         raise DataError(f"{adapter.name} has no text embeddings, so it cannot name latents")
     images = naming.top_images(found.codes, top)
+    if not images:
+        raise DataError("no latent of this SAE ever fires, so there is nothing to name")
     embedded = embed_store_images(adapter, store, images, tell)
     live, directions = naming.latent_directions(found.codes, embedded, top)
     return naming.name_latents(live, directions, words, adapter.embed_texts(words).cpu())

@@ -24,6 +24,7 @@ class TrainingLog:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS
+        self.path.touch()  # before anything else: it marks the folder as a training's
         self.board = _summary_writer(folder / "tensorboard")
         self._started = False
 

@@ -82,7 +82,7 @@ class Running:
         )
 
 
-def evaluate(sae: SAE, batches: Iterable[Float[Tensor, "*n d"]]) -> Metrics:
+def evaluate(sae: SAE, batches: Iterable[Float[Tensor, "... d"]]) -> Metrics:
     """All metrics of an SAE over batches of rows (or of images by tokens)."""
     running = Running(sae.config.d, sae.config.s)
     with inference(sae):

@@ -5,29 +5,34 @@ Everything a step depends on is (weights, moments, counters, step number): a res
 """
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vision_sae import losses
 from vision_sae.codes import Codes
-from vision_sae.config import Frozen
-from vision_sae.errors import CheckpointError, DataError
+from vision_sae.config import Frozen, plain_error
+from vision_sae.errors import CheckpointError, ConfigError, DataError
 from vision_sae.files import write_json, write_tensors
 from vision_sae.sae import SAE
 from vision_sae.statistics import calibrate, centre
 
-STATE = "training.safetensors"
+STATE, DESCRIPTION = "training.safetensors", "training.json"
 THRESHOLD_RATE = 0.01  # of the running BatchTopK threshold, as SAELens'
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where rows come from: a Store, or a MemoryStore around a tensor."""
 
@@ -47,7 +52,7 @@ class TrainConfig(Frozen):
 
     steps: int = Field(2000, ge=1)
     batch_size: int = Field(4096, ge=2)
-    lr: float | None = None  # 2e-4 / sqrt(s / 2**14)
+    lr: float | None = Field(None, gt=0)  # 2e-4 / sqrt(s / 2**14)
     warmup: float = Field(0.05, ge=0, le=1)  # share of the steps
     decay: float = Field(0.2, ge=0, le=1)  # share of the steps, linear to 0
     auxk: float = Field(1 / 32, ge=0)  # weight of the AuxK loss
@@ -56,6 +61,14 @@ class TrainConfig(Frozen):
     centre: Literal["median", "mean", "zero"] = "median"  # start of b_dec
     scale: bool = True  # inputs to mean norm sqrt(d); folded into the weights at the end
     seed: int = 0
+
+    @classmethod
+    def of(cls, **options: Any) -> "TrainConfig":
+        """A config from plain values. Raises ConfigError that says what is allowed."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise ConfigError(plain_error(error)) from None
 
     def learning_rate(self, s: int) -> float:
         return self.lr if self.lr is not None else 2e-4 / math.sqrt(s / 2**14)
@@ -107,10 +120,12 @@ class Trainer:
         for rows in self.source.batches(c.batch_size, seed=c.seed, start=self.step):
             if self.step >= c.steps:
                 return
-            numbers = self.train_step(rows.to(self.since_fired.device), log=self.step % every == 0)
-            if numbers:
-                on_log(self.step, numbers)
-            self.step += 1
+            with uninterrupted():  # a checkpoint must not hold half a step
+                step = self.step
+                numbers = self.train_step(rows.to(self.since_fired.device), log=step % every == 0)
+                self.step += 1
+                if numbers:
+                    on_log(step, numbers)
             on_step()
 
     def train_step(self, rows: Float[Tensor, "n d"], *, log: bool = False) -> dict[str, float]:
@@ -173,7 +188,7 @@ class Trainer:
         tensors["step"] = torch.tensor(self.step)
         tensors["scale"] = torch.tensor(self.scale, dtype=torch.float64)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "training.json", self._describe())
+        write_json(folder / DESCRIPTION, self._describe())
         write_tensors(folder / STATE, tensors)
 
     def _describe(self) -> dict[str, Any]:
@@ -188,14 +203,17 @@ class Trainer:
         """Go on where `save` left off. Raises CheckpointError when the settings are others."""
         import json
 
-        saved = json.loads((folder / "training.json").read_text())
+        saved = json.loads((folder / DESCRIPTION).read_text())
         if saved != self._describe():
             differ = [key for key, value in self._describe().items() if saved.get(key) != value]
             raise CheckpointError(
                 f"{folder} holds an unfinished training with other settings ({', '.join(differ)}); "
                 "finish it with the same command, or pass --overwrite"
             )
-        state = load_file(folder / STATE)
+        try:
+            state = load_file(folder / STATE)
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / STATE} is corrupt: {error}; pass --overwrite") from error
         self.sae.load_state_dict(_part(state, "sae."))
         adam = self.adam.state_dict()
         for name, tensor in _part(state, "adam.").items():
@@ -204,6 +222,26 @@ class Trainer:
         self.adam.load_state_dict(adam)
         self.since_fired.copy_(state["since_fired"])
         self.step, self.scale = int(state["step"]), float(state["scale"])
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the block ends; only the main thread ever gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    usual = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -229,7 +267,7 @@ def train(
     """Train an SAE in place and return it in evaluation mode, in the data's units.
 
     With `folder`, the state is saved there every minute and on Ctrl-C, and a run that finds one
-    resumes exactly. Raises DataError on NaN (naming the step), CheckpointError on other settings.
+    resumes exactly; `forget` removes it once the SAE is safe. Raises DataError on NaN (naming the step), CheckpointError on other settings.
     """
     trainer = Trainer(sae, source, config or TrainConfig())
     if folder and (folder / STATE).exists():
@@ -250,6 +288,10 @@ def train(
         if folder:
             trainer.save(folder)
         raise
-    for name in (STATE, "training.json") if folder else ():
-        (folder / name).unlink(missing_ok=True)  # type: ignore[operator]
     return trainer.finish()
+
+
+def forget(folder: Path) -> None:
+    """Remove the state of a run: it is saved as an SAE, or to be done anew."""
+    for name in (STATE, DESCRIPTION):  # in this order: a state without its description misleads
+        (folder / name).unlink(missing_ok=True)

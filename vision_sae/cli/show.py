@@ -1,6 +1,7 @@
 """What the commands share: progress bars, tables, and errors as one red line."""
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +24,9 @@ from rich.text import Text
 
 from vision_sae.errors import VisionSAEError
 
-console = Console(stderr=True)  # progress and messages; results go to stdout
-results = Console()
+# progress and messages; paths and names hold what rich would take for markup or break into lines
+console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+results = Console(markup=False, emoji=False)
 
 
 class Rate(ProgressColumn):
@@ -71,21 +73,32 @@ def number(value: Any) -> str:
 
 
 def as_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+    """JSON has no NaN or infinity: they become null."""
+    sys.stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
 def errors() -> Iterator[None]:
     """Our own errors become one line and exit code 1; Ctrl-C says that the work can be resumed."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    usual = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except VisionSAEError as error:
-        console.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        console.print(Text(f"error: {error}", style="red"))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print("stopped; what is finished is kept, the same command goes on from there")
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def _interrupt(number: int, frame: Any) -> None:

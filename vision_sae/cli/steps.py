@@ -13,6 +13,7 @@ from vision_sae.errors import DataError, claim_folder
 from vision_sae.extract import extract as run_extract
 from vision_sae.latents import Scan, scan
 from vision_sae.naming import read_vocabulary
+from vision_sae.report import write_report
 from vision_sae.sae import SAE
 from vision_sae.store import Store, StoreIndex
 from vision_sae.store.index import DType
@@ -38,11 +39,11 @@ def extract(
 def _report_skipped(index: StoreIndex) -> None:
     if index.skipped:
         show.console.print(
-            f"[yellow]warning: {len(index.skipped)} unreadable images were skipped "
-            "(named in index.json):[/yellow]"
+            f"warning: {len(index.skipped)} unreadable images were skipped (named in index.json):",
+            style="yellow",
         )
         for line in index.skipped[:5]:
-            show.console.print(f"  {line}", markup=False)
+            show.console.print(f"  {line}")
 
 
 def sites(model: str, data: str) -> None:
@@ -66,7 +67,7 @@ def train(
     acts: Path, out: Path, family: str, k: int, expansion: int, options: dict[str, Any],
     overwrite: bool,
 ) -> SAE:  # fmt: skip
-    config = TrainConfig(**options)
+    config = TrainConfig.of(**options)
     with show.progress("train", config.steps, "steps") as advance:
         done = 0
 
@@ -159,17 +160,12 @@ def name(
 
 
 def report(folder: Path, acts: Path | None, out: Path, overwrite: bool) -> Path:
-    from vision_sae.report.gather import gather
-    from vision_sae.report.page import write_report
-
     claim_folder(out, "index.html", overwrite=overwrite)
-    sae, store, found = _opened(folder, acts)
-    names, detections = jobs.read_findings(folder)
-    with show.progress("pictures", None, "latents") as advance:
-        facts = gather(
-            sae, store, found, folder=folder, names=names, detections=detections,
+    _, store, found = _opened(folder, acts)
+    with show.progress("pictures", None, "images") as advance:
+        page = write_report(
+            folder, out, store=store, found=found, overwrite=overwrite,
             tell=lambda n: advance(n, ""),
         )  # fmt: skip
-    page = write_report(facts, out)
     show.console.print(f"report: {page}")
     return page

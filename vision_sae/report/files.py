@@ -1,4 +1,4 @@
-"""Files of a report: JSON as scripts (fetch does not work on file://), written whole or not at all."""
+"""A report's files: JSON as scripts, as fetch does not work on file://; written whole or not."""
 
 import json
 import math

@@ -13,7 +13,7 @@ from vision_sae.report.sprites import write_sprites
 SCRIPTS = ("dom", "plots", "overview", "pictures", "map", "list", "latent", "main")  # in this order
 
 
-def write_report(facts: ReportFacts, out: Path) -> Path:
+def write_page(facts: ReportFacts, out: Path) -> Path:
     """Write index.html, data/*.js and sprites/*.webp into `out`; returns the path of index.html.
 
     Files of an earlier report in `out` are replaced. Raises DataError when a latent shows an image

@@ -37,7 +37,7 @@ def write_sprites(thumbnails: Sequence[Any], folder: Path) -> Sprites:
     size = max((max(t.size) for t in thumbnails), default=64)
     columns = max(1, min(COLUMNS, math.ceil(math.sqrt(len(thumbnails)))))
     per_sheet = columns * columns
-    files = []
+    files: list[str] = []
     for start in range(0, len(thumbnails), per_sheet):
         name = f"sheet-{len(files):03d}.webp"
         write_bytes(folder / name, _sheet(thumbnails[start : start + per_sheet], size, columns))

@@ -47,10 +47,16 @@ class StoreIndex(Frozen):
     def images(self) -> int:
         return sum(shard.images for shard in self.shards)
 
-    def same_job(self, other: "StoreIndex") -> bool:
-        """Whether a second run would write the same kind of rows."""
-        fields = {"provenance", "dtype", "width", "tokens_per_image", "prefix_tokens", "grid"}
-        return self.model_dump(include=fields) == other.model_dump(include=fields)
+    def differs(self, other: "StoreIndex") -> str | None:
+        """What makes another run's rows not fit in, in words; None when nothing does."""
+        if reason := self.provenance.differs(other.provenance):
+            return reason
+        for key in ("dtype", "width", "tokens_per_image", "prefix_tokens", "grid"):
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine != theirs:
+                return f"{key} {mine!r} against {theirs!r}"
+        mine, theirs = self.provenance.data, other.provenance.data
+        return f"data {mine!r} against {theirs!r}" if mine != theirs else None
 
     def write(self, folder: Path) -> None:
         write_json(folder / INDEX, self.model_dump())

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vision_sae.errors import StoreError
+from vision_sae.errors import DataError, StoreError
 from vision_sae.files import sha256
 from vision_sae.store.index import Shard, StoreIndex, read_index
 from vision_sae.store.order import shuffled
@@ -69,7 +69,14 @@ class Store:
 
     @cached_property
     def _sidecars(self) -> list[dict[str, Any]]:
-        return [json.loads((self.folder / f"{s.name}.json").read_text()) for s in self.index.shards]
+        return [self._sidecar(self.folder / f"{shard.name}.json") for shard in self.index.shards]
+
+    def _sidecar(self, path: Path) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read: {error}") from error
+        return found
 
     @cached_property
     def keys(self) -> list[str]:
@@ -86,13 +93,15 @@ class Store:
         return [known for side in self._sidecars for known in side["about"]]
 
     def acts(self, images: Sequence[int]) -> Float[Tensor, "b t d"]:
-        """The activations of some images, by position, in float32."""
-        parts = []
+        """The activations of some images, by number, in float32. Raises DataError for none such."""
+        parts = [torch.empty(0, self.index.tokens_per_image, self.width)]
         for image in images:
+            if not 0 <= image < self.images:
+                raise DataError(f"no image {image} in {self.folder}, which holds {self.images}")
             shard = bisect_right(self._ends, image)
             first = self._ends[shard] - self.index.shards[shard].images
-            parts.append(self._maps[shard][image - first])
-        return torch.stack(parts).float()
+            parts.append(self._maps[shard][image - first, None].float())
+        return torch.cat(parts)
 
     def in_order(self, images: int = 256) -> Iterator[Float[Tensor, "b t d"]]:
         """All activations in order, about `images` images at a time, in float32."""

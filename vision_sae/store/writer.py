@@ -34,24 +34,26 @@ class StoreWriter:
 
     def _resume(self, index: StoreIndex, overwrite: bool) -> StoreIndex:
         if overwrite or not (self.folder / INDEX).exists():
-            for old in [*self.folder.glob("?????.safetensors"), *self.folder.glob("?????.json")]:
-                if old.name != INDEX:
+            (self.folder / INDEX).unlink(missing_ok=True)  # first: it must not name what is gone
+            for ending in ("safetensors", "json"):
+                for old in self.folder.glob(f"{'[0-9]' * 5}.{ending}"):
                     old.unlink()
             index.write(self.folder)
             return index
         found = read_index(self.folder)
-        if not found.same_job(index):
-            reason = found.provenance.differs(index.provenance) or "another data set, dtype or shape"
+        if found.differs(index):
             raise StoreError(
-                f"{self.folder} holds a store of another job ({reason}); "
+                f"{self.folder} holds a store of another job ({found.differs(index)}); "
                 "choose another folder or pass --overwrite"
             )
         return found
 
     def add(self, acts: Float[Tensor, "b t d"], rows: list[Row]) -> None:
         """Raises DataError when the activations hold NaN or infinity, naming the image."""
-        self._check_finite(acts, rows)
-        self._acts.append(acts.to(DTYPES[self.index.dtype]).cpu())
+        # a copy: a view of a few tokens would keep all of them in memory
+        stored = acts.to("cpu", DTYPES[self.index.dtype], copy=True)
+        self._check_finite(stored, rows)
+        self._acts.append(stored)
         self._rows += rows
         while len(self._rows) >= self.shard_images:
             self._write_shard(self.shard_images)
@@ -76,7 +78,7 @@ class StoreWriter:
             keys = [rows[i].key for i in bad.nonzero()[:, 0].tolist()]
             raise DataError(
                 f"NaN or infinity in the activations of {len(keys)} images, first {keys[0]!r}, "
-                f"at site {self.index.provenance.site!r}"
+                f"at site {self.index.provenance.site!r}, as {self.index.dtype}"
             )
 
     def _write_shard(self, images: int) -> None:

@@ -20,7 +20,7 @@ function num(value, digits = 3) {
   if (value === 0) return "0";
   if (Math.abs(value) >= 10 ** digits) return Math.round(value).toLocaleString("en");
   if (Math.abs(value) < 1e-4) return value.toExponential(1);
-  return value.toPrecision(digits);
+  return value >= 1 && Number.isInteger(value) ? value.toLocaleString("en") : value.toPrecision(digits);
 }
 const fixed = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
 const count = (value, noun) => `${value.toLocaleString("en")} ${noun}${value === 1 ? "" : "s"}`;
@@ -39,10 +39,10 @@ function showTip(event, ...content) {
   tip.replaceChildren(...content);
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
-  const left = event.clientX + 14 + box.width > innerWidth ? event.clientX - 14 - box.width : event.clientX + 14;
-  const top = event.clientY + 16 + box.height > innerHeight ? event.clientY - 12 - box.height : event.clientY + 16;
-  tip.style.left = `${Math.max(4, left)}px`;
-  tip.style.top = `${Math.max(4, top)}px`;
+  // after the pointer, or before it where the window ends
+  const beside = (at, size, end) => Math.max(4, at + 14 + size > end ? at - 14 - size : at + 14);
+  tip.style.left = `${beside(event.clientX, box.width, innerWidth)}px`;
+  tip.style.top = `${beside(event.clientY, box.height, innerHeight)}px`;
 }
 const hideTip = () => { tip.hidden = true; };
 const pointed = (content) => ({

@@ -37,7 +37,8 @@ function neighboursCard(neighbours) {
 function meter(label, value) {
   const bar = el("i");
   bar.style.width = `${100 * Math.min(1, Math.max(0, value || 0))}%`;
-  return [el("span", null, label), el("span", { class: "meter" }, bar), el("span", null, fixed(value))];
+  return [el("span", null, label), el("span", { class: "meter" }, bar),
+    el("span", null, fixed(value))];
 }
 
 function detectionCard(found) {
@@ -100,13 +101,15 @@ function gallery(title, small, pictures, side) {
 function latentPage(place, more) {
   const latent = data.latents[place];
   heated = [];
-  const top = more.top.length ? gallery("Top images", "largest activation under each", more.top, 128)
+  const small = "largest activation under each";
+  const top = more.top.length ? gallery("Top images", small, more.top, 128)
     : note("No top images were kept.");
   const bands = more.quantiles.filter(([, pictures]) => pictures.length)
     .map(([label, pictures]) => gallery(label, "activation quantiles", pictures, 96));
   fill(byId("view-latent"), null, [crumbs(place), heading(latent, more), statistics(latent, more),
     heated.length ? heatSwitch() : null, top, bands,
-    el("div", { class: "cards band" }, activationCard(latent, more), detectionCard(latent.detection)),
+    el("div", { class: "cards band" },
+      activationCard(latent, more), detectionCard(latent.detection)),
     neighboursCard(more.neighbours)]);
   applyHeat();
 }

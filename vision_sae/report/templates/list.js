@@ -42,7 +42,8 @@ function listRow(place) {
   const latent = data.latents[place];
   const found = latent.detection;
   const score = latent.score === null ? null : el("small", null, `score ${fixed(latent.score)}`);
-  const what = found && el("small", null, `${found.factor} · F1 ${fixed(found.f1)} · AUROC ${fixed(found.auroc)}`);
+  const what = found && el("small", null,
+    `${found.factor} · F1 ${fixed(found.f1)} · AUROC ${fixed(found.auroc)}`);
   return el("a", { class: "row", href: `#latent/${latent.id}` },
     el("span", { class: "muted" }, `#${latent.id}`),
     el("span", { class: "name" }, nameOf(latent), score),
@@ -65,9 +66,10 @@ function showList() {
   growList();
   list.found.textContent = list.order.length ? count(list.order.length, "latent") : "nothing found";
   for (const button of list.heads.querySelectorAll("button")) {
-    const by = button.dataset.sort === list.query.sort;
+    const { sort } = button.dataset;
+    const by = sort === list.query.sort;
     button.classList.toggle("by", by);
-    button.textContent = SORTS[button.dataset.sort][0] + (by ? (list.query.way > 0 ? " ↑" : " ↓") : "");
+    button.textContent = SORTS[sort][0] + (by ? (list.query.way > 0 ? " ↑" : " ↓") : "");
   }
 }
 
@@ -83,7 +85,8 @@ function openList(text) {
   const asked = { ...DEFAULT, ...Object.fromEntries(new URLSearchParams(text)) };
   asked.way = Number(asked.way) < 0 ? -1 : 1;
   if (!Object.hasOwn(SORTS, asked.sort)) asked.sort = DEFAULT.sort;
-  if (!list.body || (list.made && Object.keys(DEFAULT).every((key) => asked[key] === list.query[key]))) return;
+  const same = Object.keys(DEFAULT).every((key) => asked[key] === list.query[key]);
+  if (!list.body || (list.made && same)) return;
   list.query = asked;
   list.search.value = asked.q;
   list.choose.value = asked.factor;
@@ -108,10 +111,13 @@ function latentList() {
     return;
   }
   Object.assign(list, {
-    search: el("input", { type: "search", placeholder: "Search name, factor value or #id", "aria-label": "search",
-      title: "/ jumps here", oninput: () => changeList({ q: list.search.value }) }),
-    choose: el("select", { "aria-label": "factor", onchange: () => changeList({ factor: list.choose.value }) },
-      el("option", { value: "" }, "all factors"), factors.map((f) => el("option", { value: f }, f))),
+    search: el("input", { type: "search", placeholder: "Search name, factor value or #id",
+      "aria-label": "search", title: "/ jumps here",
+      oninput: () => changeList({ q: list.search.value }) }),
+    choose: el("select", { "aria-label": "factor",
+      onchange: () => changeList({ factor: list.choose.value }) },
+      el("option", { value: "" }, "all factors"),
+      factors.map((factor) => el("option", { value: factor }, factor))),
     found: el("span", { class: "muted" }),
     heads: listHeads(),
     body: el("div"),
@@ -119,7 +125,11 @@ function latentList() {
   });
   host.replaceChildren(el("div", { class: "tools" }, list.search, list.choose, list.found),
     el("div", { class: "table" }, list.heads, list.body), list.more);
-  const near = new IntersectionObserver((seen) => { if (seen.some((e) => e.isIntersecting)) growList(); },
-    { rootMargin: "800px" });
-  near.observe(list.more);
+  const end = new IntersectionObserver((seen) => {
+    if (!seen.some((entry) => entry.isIntersecting)) return;
+    growList();
+    end.unobserve(list.more); // and once more: a tall window may still show the end
+    end.observe(list.more);
+  }, { rootMargin: "800px" });
+  end.observe(list.more);
 }

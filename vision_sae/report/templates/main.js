@@ -14,13 +14,16 @@ async function route() {
   if (view === "latent") await openLatent(id);
   if (location.hash !== hash) return; // another page was asked for meanwhile
   for (const name of ["overview", "latents", "latent"]) byId(`view-${name}`).hidden = name !== view;
-  for (const link of document.querySelectorAll("nav a")) link.classList.toggle("here", link.dataset.view === view);
+  for (const link of document.querySelectorAll("nav a")) {
+    link.classList.toggle("here", link.dataset.view === view);
+  }
   document.querySelector('nav [data-view="latents"]').href = listAddress();
   scrollTo(0, view === "latent" ? 0 : scrolled[view] || 0);
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const { target, ctrlKey, metaKey, altKey } = event;
+  if (target.matches("input, select") || ctrlKey || metaKey || altKey) return;
   if (event.key === "/" && current === "latents" && list.search) {
     event.preventDefault();
     list.search.focus();
@@ -28,7 +31,7 @@ document.addEventListener("keydown", (event) => {
   if (current !== "latent") return;
   const link = byId({ ArrowLeft: "previous", ArrowRight: "next" }[event.key]);
   if (link) link.click();
-  if (event.key === "h") setHeat(SCALES[(SCALES.findIndex(([s]) => s === heatScale) + 1) % SCALES.length][0]);
+  if (event.key === "h") switchHeat();
 });
 
 history.scrollRestoration = "manual";

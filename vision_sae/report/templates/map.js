@@ -1,9 +1,13 @@
 // The map of the dictionary: a canvas of points to zoom, point at and click.
-const factors = [...new Set(data.latents.map((l) => l.detection && l.detection.factor).filter(Boolean))].sort();
+const detected = data.latents.filter((latent) => latent.detection);
+const factors = [...new Set(detected.map((latent) => latent.detection.factor))].sort();
 const COLOURS = 7;
 const HEIGHT = 520;
 const MARGIN = 16;
-const map = { canvas: null, points: [], hidden: new Set(), k: 1, x: 0, y: 0, hover: null, drag: null };
+const map = {
+  canvas: null, points: [], hidden: new Set(), hover: null, drag: null,
+  k: 1, x: 0, y: 0, // zoom, and where the upper left corner went
+};
 
 function colourName(latent) {
   const place = latent.detection ? factors.indexOf(latent.detection.factor) : -1;
@@ -14,8 +18,9 @@ function latentTip(latent) {
   const found = latent.detection;
   const lines = [`#${latent.id} · fires on ${percent(latent.frequency)} of tokens`];
   if (found) lines.push(`${found.factor}: ${found.value} · F1 ${fixed(found.f1)}`);
-  const text = el("div", null, el("b", null, nameOf(latent)), lines.map((line) => el("small", null, line)));
-  return el("div", { class: "pic" }, latent.strip.length ? thumb(latent.strip[0], 96) : null, text);
+  const picture = latent.strip.length ? thumb(latent.strip[0], 96) : null;
+  return el("div", { class: "pic" }, picture,
+    el("div", null, el("b", null, nameOf(latent)), lines.map((line) => el("small", null, line))));
 }
 
 const onMap = ({ xy: [x, y] }) => [
@@ -63,7 +68,8 @@ function nearest({ offsetX, offsetY }) {
 function zoom(by, x = map.canvas.clientWidth / 2, y = HEIGHT / 2) {
   const k = Math.min(40, Math.max(1, map.k * by));
   const real = k / map.k;
-  Object.assign(map, k === 1 ? { k, x: 0, y: 0 } : { k, x: x - (x - map.x) * real, y: y - (y - map.y) * real });
+  const moved = { x: x - (x - map.x) * real, y: y - (y - map.y) * real };
+  Object.assign(map, { k }, k === 1 ? { x: 0, y: 0 } : moved);
   drawMap();
 }
 

@@ -1,7 +1,8 @@
 // The overview's plots.
 const note = (...content) => el("p", { class: "note" }, content);
 const card = (title, small, ...content) =>
-  el("div", { class: "card" }, el("h2", null, title, small ? el("small", null, small) : null), content);
+  el("div", { class: "card" },
+    el("h2", null, title, small ? el("small", null, small) : null), content);
 
 function firingCard({ edges, counts, dead, total, median }) {
   if (!total) return null;
@@ -10,9 +11,10 @@ function firingCard({ edges, counts, dead, total, median }) {
   if (!counts.length) return card(title, small, el("p", { class: "empty" }, "No latent fires."));
   const tell = (i) => [count(counts[i], "latent"),
     el("small", null, `${percent(10 ** edges[i])} to ${percent(10 ** edges[i + 1])} of tokens`)];
-  const whole = steps(edges[0], edges.at(-1), 100).filter((t) => Math.abs(t - Math.round(t)) < 1e-9);
-  const x = { label: "share of tokens, log scale", show: (t) => percent(10 ** t) };
-  if (whole.length > 1) x.ticks = [...new Set(whole.map(Math.round))];
+  const first = Math.ceil(edges[0]);
+  const whole = Array.from({ length: Math.floor(edges.at(-1)) - first + 1 }, (_, i) => first + i);
+  const x = { label: "share of tokens, log scale", show: (t) => `${Number((100 * 10 ** t).toPrecision(2))}%` };
+  if (whole.length > 1) x.ticks = whole;
   return card(title, small, histogram({ edges, counts, tell, x }),
     note(`median of the live ones ${percent(median)}`));
 }

@@ -11,7 +11,8 @@ function thumb(image, side, ...over) {
   const node = el("span", { class: "thumb", role: "img", "aria-label": caption || key }, over);
   node.style.cssText = `width:${side}px;height:${side}px;` +
     `background-image:url("sprites/${sprites.files[Math.floor(image / sprites.per_sheet)]}");` +
-    `background-size:${sprites.columns * PITCH * scale}px auto;background-position:${-x * scale}px ${-y * scale}px`;
+    `background-size:${sprites.columns * PITCH * scale}px auto;` +
+    `background-position:${-x * scale}px ${-y * scale}px`;
   return node;
 }
 
@@ -26,7 +27,7 @@ function hot(t) {
 
 const RAMP = Array.from({ length: 256 }, (_, i) => hot(i / 255));
 
-// Values between patch centres are interpolated, then coloured; `scale` is what counts as full heat.
+// Values between patch centres are interpolated, then coloured; `scale` says what is full heat.
 const FINE = 64;
 function paintHeat(canvas, [rows, columns, text], scale) {
   const levels = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -42,7 +43,8 @@ function paintHeat(canvas, [rows, columns, text], scale) {
       const [c0, c1, u] = along(j, columns);
       const upper = levels[r0 * columns + c0] * (1 - u) + levels[r0 * columns + c1] * u;
       const lower = levels[r1 * columns + c0] * (1 - u) + levels[r1 * columns + c1] * u;
-      pixels.data.set(RAMP[Math.round((255 * (upper * (1 - v) + lower * v)) / full)], 4 * (i * FINE + j));
+      const share = (upper * (1 - v) + lower * v) / full;
+      pixels.data.set(RAMP[Math.round(255 * share)], 4 * (i * FINE + j));
     }
   }
   canvas.width = canvas.height = FINE;
@@ -58,11 +60,17 @@ function applyHeat() {
     canvas.hidden = heatScale === "off";
     if (heatScale !== "off") paintHeat(canvas, heat, heatScale);
   }
-  document.querySelectorAll("[data-scale]").forEach((b) => b.setAttribute("aria-pressed", b.dataset.scale === heatScale));
+  for (const button of document.querySelectorAll("[data-scale]")) {
+    button.setAttribute("aria-pressed", button.dataset.scale === heatScale);
+  }
 }
 function setHeat(scale) {
   heatScale = scale;
   applyHeat();
+}
+function switchHeat() {
+  const at = SCALES.findIndex(([scale]) => scale === heatScale);
+  setHeat(SCALES[(at + 1) % SCALES.length][0]);
 }
 function heatSwitch() {
   const ramp = el("span", { class: "ramp", title: "no activation to full" });
@@ -73,7 +81,8 @@ function heatSwitch() {
   ramp.style.background = `linear-gradient(90deg, ${stops})`;
   return el("div", { class: "tools" }, el("span", { class: "muted" }, "Heatmap"),
     el("span", { class: "group" }, SCALES.map(([scale, label]) =>
-      el("button", { "data-scale": scale, title: "h switches", onclick: () => setHeat(scale) }, label))), ramp);
+      el("button", { "data-scale": scale, title: "h switches", onclick: () => setHeat(scale) },
+        label))), ramp);
 }
 
 function shot({ image, value, heat }, side) {

@@ -1,0 +1,32 @@
+# The commands that people and CI call. Each makes the environment first when it is missing.
+PY := .venv/bin/python
+BIN := .venv/bin
+
+.PHONY: demo test lint bench clean
+
+.venv/installed: pyproject.toml
+	test -x $(PY) || python3 -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## extract, train, eval, name and report on the embedded data
+	$(BIN)/vision-sae demo
+
+test: .venv/installed
+	$(BIN)/pytest
+
+# mypy cannot follow an editable install with mapped folders: it reads a tree of links
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build && mkdir -p build/types/vision_sae
+	ln -s $(CURDIR)/vision_sae/* $(CURDIR)/adapters $(CURDIR)/recipes $(CURDIR)/assets build/types/vision_sae/
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(PY) benchmarks/extract.py
+	$(PY) benchmarks/train_step.py
+
+clean:
+	rm -rf build .venv demo
