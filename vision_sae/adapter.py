@@ -25,7 +25,8 @@ Tokens = Literal["cls", "patches", "pooled", "all"]
 class Site:
     """What a module's output looks like.
 
-    `vector` is [b d], `tokens` is [b t d] (with the batch at `batch_axis`), `map` is [b d h w].
+    `vector` is [b d], `tokens` is [b t d] (with the batch at `batch_axis`), `map` is [b d h w], or
+    [b h w d] where `width_axis` is 3.
     `prefix` counts the class and register tokens that stand before the patches.
     """
 
@@ -36,6 +37,7 @@ class Site:
     prefix: int
     grid: tuple[int, int] | None
     batch_axis: int = 0
+    width_axis: int = 1  # of a map
 
 
 @runtime_checkable
@@ -115,7 +117,9 @@ def _site_from_shapes(name: str, two: tuple[int, ...], three: tuple[int, ...], p
     if len(two) == 2:
         return Site(name, "vector", two[1], 1, 0, None)
     if len(two) == 4:
-        return Site(name, "map", two[1], two[2] * two[3], 0, (two[2], two[3]))
+        last = two[1] == two[2] != two[3]  # square maps tell: Swin, ConvNeXt and others give [b h w d]
+        h, w, d = (two[1], two[2], two[3]) if last else (two[2], two[3], two[1])
+        return Site(name, "map", d, h * w, 0, (h, w), width_axis=3 if last else 1)
     tokens = two[1 - axis]
     side = round((tokens - prefix) ** 0.5)
     grid = (side, side) if side * side == tokens - prefix and side else None
@@ -127,7 +131,7 @@ def to_tokens(output: Tensor, site: Site) -> Float[Tensor, "b t d"]:
     if site.layout == "vector":
         return output[:, None, :]
     if site.layout == "map":
-        return output.flatten(2).transpose(1, 2)
+        return output.movedim(site.width_axis, 3).flatten(1, 2)
     return output.movedim(site.batch_axis, 0)
 
 
@@ -137,7 +141,7 @@ def from_tokens(tokens: Float[Tensor, "b t d"], site: Site) -> Tensor:
         return tokens[:, 0, :]
     if site.layout == "map":
         assert site.grid is not None
-        return tokens.transpose(1, 2).unflatten(2, site.grid)
+        return tokens.unflatten(1, site.grid).movedim(3, site.width_axis)
     return tokens.movedim(0, site.batch_axis)
 
 

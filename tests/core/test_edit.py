@@ -23,7 +23,12 @@ SITES = {
     "map": Site("", "map", 5, 6, 0, (2, 3)),
     "vector": Site("", "vector", 5, 1, 0, None),
 }
-SHAPES = {"tokens": (3, 17, WIDTH), "sequence first": (7, 3, 5), "map": (3, 5, 2, 3), "vector": (3, 5)}
+SHAPES = {
+    "tokens": (3, 17, WIDTH),
+    "sequence first": (7, 3, 5),
+    "map": (3, 5, 2, 3),
+    "vector": (3, 5),
+}
 
 
 def same(rows: Tensor) -> Tensor:

@@ -19,13 +19,15 @@ from vision_sae.errors import (
 @pytest.mark.parametrize(
     ("name", "allowed", "message"),
     [
-        ("blocks.O", ["head", "blocks.0", "blocks.1"], "did you mean blocks.0 or blocks.1?"),
+        ("blocks.O", ["head", "blocks.0", "blocks.1"], "did you mean blocks.1 or blocks.0?"),
         ("zzz", ["b", "a"], "there are: a, b"),
         ("zzz", [], "there are: none"),
         ("zzz", [f"n{i:02}" for i in range(14)], "n10, n11 and 2 more"),
     ],
 )
-def test_an_unknown_name_lists_near_ones_or_all(name: str, allowed: list[str], message: str) -> None:
+def test_an_unknown_name_lists_near_ones_or_all(
+    name: str, allowed: list[str], message: str
+) -> None:
     error = UnknownName("site", name, allowed)
     assert str(error).startswith(f"no site {name!r}; ") and str(error).endswith(message)
     assert isinstance(error, LookupError) and isinstance(error, VisionSAEError)

@@ -117,7 +117,9 @@ def test_an_edit_to_itself_changes_no_bit(net: Net) -> None:
         assert torch.equal(net(X), plain)
 
 
-@pytest.mark.parametrize("block", [lambda n: capture(n, ["first"]), lambda n: edit(n, "first", abs)])
+@pytest.mark.parametrize(
+    "block", [lambda n: capture(n, ["first"]), lambda n: edit(n, "first", abs)]
+)
 def test_no_hook_is_left_after_an_exception(net: Net, block: Callable[[Any], Any]) -> None:
     with pytest.raises(ZeroDivisionError), block(net):
         raise ZeroDivisionError

@@ -46,7 +46,9 @@ def test_a_plugin_is_what_its_entry_point_names() -> None:
 
 @pytest.mark.usefixtures("fakes")
 def test_a_name_that_two_packages_claim_is_refused() -> None:
-    with pytest.raises(VisionSAEError, match="'both' is claimed by several.*json:dumps, json:loads"):
+    with pytest.raises(
+        VisionSAEError, match="'both' is claimed by several.*json:dumps, json:loads"
+    ):
         plugins.load(plugins.ADAPTERS, "both")
 
 

@@ -1,7 +1,9 @@
-"""What a report shows, as plain data: `gather` fills it from an SAE and a store, `page` draws it."""
+"""What a report shows, as plain data: `gather` fills it, `page` draws it."""
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from vision_sae.factors import Detection
 
 
 @dataclass(frozen=True)
@@ -11,18 +13,6 @@ class Picture:
     image: int  # index into ReportFacts.images
     value: float  # the image's activation: the largest over its tokens
     heat: list[list[float]] | None = None
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How well the latent, thresholded, detects one known value of one known factor."""
-
-    factor: str  # "style", "category", "concept", ...
-    value: str
-    precision: float
-    recall: float
-    f1: float
-    auroc: float
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The facts as the page's scripts read them: light data for all latents, full data in chunks."""
 
 import base64
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,9 @@ def detail(latent: LatentFacts) -> dict[str, Any]:
 
 
 def _detection(detection: Detection | None) -> dict[str, Any] | None:
-    return None if detection is None else asdict(detection)
+    if detection is None:
+        return None
+    return {field.name: getattr(detection, field.name) for field in fields(Detection)}
 
 
 def _picture(picture: Picture, maximum: float) -> dict[str, Any]:

@@ -52,10 +52,10 @@ function activationCard({ maximum }, { histogram: counts }) {
   const total = counts.reduce((a, b) => a + b, 0);
   if (!total || maximum === null) return card("Activations", null, note("None were counted."));
   const edges = Array.from({ length: counts.length + 1 }, (_, i) => (i * maximum) / counts.length);
-  const tell = (i) => [count(counts[i], "token"),
-    el("small", null, `activation ${num(edges[i])} to ${num(edges[i + 1])}`)];
+  const tell = (i) => [count(counts[i], "activation"),
+    el("small", null, `of ${num(edges[i])} to ${num(edges[i + 1])}`)];
   const x = { label: "activation (counts on a log scale)" };
-  return card("Activations", `${count(total, "token")} where it fires`,
+  return card("Activations", count(total, "positive one"),
     histogram({ edges, counts, tell, x, log: true, height: 170 }));
 }
 

@@ -136,7 +136,11 @@ function legend() {
 
 function dictionaryMap() {
   map.points = data.latents.filter((l) => l.xy[0] !== null && l.xy[1] !== null);
-  if (!map.points.length) return;
+  if (!map.points.length) {
+    const why = data.latents.length ? "No latent has a place on the map." : "No latent fires.";
+    byId("map").replaceChildren(el("p", { class: "empty" }, why));
+    return;
+  }
   map.canvas = el("canvas", { role: "img", "aria-label": "map of the latents", ...gestures });
   map.canvas.addEventListener("wheel", wheel, { passive: false });
   const title = el("h2", null, "Map of the dictionary",

@@ -1,0 +1,77 @@
+"""Saved SAEs: round trip, and refusal of what is not one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from vision_sae.checkpoint import load, read_config, save
+from vision_sae.errors import CheckpointError, OutputExists
+from vision_sae.provenance import Provenance
+from vision_sae.sae import SAE, SAEConfig
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@given(d=st.integers(1, 9), s=st.integers(2, 17), family=st.sampled_from(["topk", "batchtopk"]))
+def test_save_and_load_give_the_same_sae(d: int, s: int, family: str, tmp_path: Path) -> None:
+    sae = SAE(SAEConfig.of(d, s, family, 2), seed=3)
+    sae.threshold.fill_(0.25)
+    sae.provenance = Provenance(model="m", fingerprint="f", site="a.b", tokens="cls", data="x")
+    save(sae, tmp_path / "sae", training={"steps": 3}, overwrite=True)
+    again = load(tmp_path / "sae")
+    assert again.config == sae.config
+    assert again.provenance == sae.provenance
+    x = torch.randn(4, d)
+    assert torch.equal(again(x).x_hat, sae.eval()(x).x_hat)
+    assert read_config(tmp_path / "sae").training == {"steps": 3}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save(SAE(SAEConfig.of(4, 8, "topk", 2)), tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+def test_an_empty_folder_is_no_sae(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no SAE: it has no config.json"):
+        load(tmp_path)
+
+
+def test_an_unknown_key_is_refused(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config["sae"]["gate"] = True
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="sae.gate: Extra inputs are not permitted"):
+        load(saved)
+
+
+def test_another_schema_is_refused(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text()) | {"schema_number": 99}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="has schema 99; this version reads 1"):
+        load(saved)
+
+
+def test_weights_of_another_shape_are_refused(saved: Path) -> None:
+    state = load_file(saved / "sae.safetensors")
+    save_file(state | {"b_enc": torch.zeros(9)}, saved / "sae.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit its config.*b_enc"):
+        load(saved)
+
+
+def test_truncated_weights_are_refused(saved: Path) -> None:
+    path = saved / "sae.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match="sae.safetensors cannot be read"):
+        load(saved)
+
+
+def test_a_folder_with_something_else_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(OutputExists, match="already holds something else .thesis.tex."):
+        save(SAE(SAEConfig.of(4, 8, "topk", 2)), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
