@@ -29,4 +29,3 @@ class ModuleAdapter:
 
     def run(self, batch: Float[Tensor, "b c h w"]) -> Any:
         return self.model(batch)
-

@@ -14,9 +14,11 @@ from vision_sae.hooks import inference
 
 
 class ClipAdapter(ModuleAdapter):
-    """An open_clip model; sites are paths in the whole model, as `visual.transformer.resblocks.4`."""
+    """An open_clip model; sites are paths in it, as `visual.transformer.resblocks.4`."""
 
-    def __init__(self, model: nn.Module, transform: Transform, tokenizer: Any, *, name: str) -> None:
+    def __init__(
+        self, model: nn.Module, transform: Transform, tokenizer: Any, *, name: str
+    ) -> None:
         visual: Any = model.visual
         super().__init__(model, transform, name=name, prefix_tokens=_prefix(visual))
         self.tokenizer = tokenizer
@@ -51,7 +53,7 @@ def _prefix(visual: Any) -> int:
 
 
 def from_name(argument: str) -> ClipAdapter:
-    """`ViT-B-32/laion2b_s34b_b79k`, `ViT-B-32/random`, `ViT-B-32//a/file.safetensors`, or `local-dir:PATH`.
+    """`ViT-B-32/laion2b_s34b_b79k`, `ViT-B-32/random`, `ViT-B-32/FILE`, or `local-dir:FOLDER`.
 
     Raises UnknownName for an architecture that open_clip does not list and ConfigError for weights
     that it does not have.
@@ -87,5 +89,3 @@ def _load(model_name: str, name: str, **options: Any) -> ClipAdapter:
     open_clip = require("open_clip", "clip")
     model, _, transform = open_clip.create_model_and_transforms(model_name, **options)
     return ClipAdapter(model.eval(), transform, open_clip.get_tokenizer(model_name), name=name)
-
-

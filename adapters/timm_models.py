@@ -14,7 +14,7 @@ def wrap(model: nn.Module, *, name: str) -> ModuleAdapter:
     data = require("timm.data", "timm")
     config = data.resolve_model_data_config(model)
     transform = data.create_transform(**config, is_training=False)
-    prefix = int(getattr(model, "num_prefix_tokens", 0))  # type: ignore[arg-type]
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
     return ModuleAdapter(model.eval(), transform, name=name, prefix_tokens=prefix)
 
 

@@ -17,7 +17,7 @@ COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1,
 
 
 class ToyViT(nn.Module):
-    """[b 3 16 16] -> 16 patches and a class token of width 24, two blocks, a pooled vector of 12."""
+    """[b 3 16 16] -> 16 patches and a class token of width 24, two blocks, a vector of 12."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -42,7 +42,9 @@ class ToyBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+        self.mlp = nn.Sequential(
+            nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
+        )
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         mixed = x + 0.1 * x.mean(1, keepdim=True)

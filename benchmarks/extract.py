@@ -1,6 +1,6 @@
-"""Extraction against the bare forward pass of the same model: images per second, as ratios of one run.
+"""Extraction against the bare forward pass of the same model, as ratios of one run.
 
-    python benchmarks/extract.py            # emoji-clip and an open_clip ViT-B-32 of random weights
+python benchmarks/extract.py            # emoji-clip and an open_clip ViT-B-32 of random weights
 """
 
 import json
@@ -18,12 +18,15 @@ from vision_sae.data.decode import decoded
 from vision_sae.extract import extract
 from vision_sae.hooks import inference
 
-CASES = [("emoji-clip", "visual.transformer.resblocks.5", 731), ("open_clip:ViT-B-32/random", "visual.transformer.resblocks.11", 96)]
+CASES = [
+    ("emoji-clip", "visual.transformer.resblocks.5", 731),
+    ("open_clip:ViT-B-32/random", "visual.transformer.resblocks.11", 96),
+]
 BATCH = 64
 
 
 class Slice:
-    """The first images of a source, decoded beforehand when asked, so that only the rest is timed."""
+    """The first images of a source, decoded beforehand when asked."""
 
     def __init__(self, spec: str, images: int, *, in_memory: bool) -> None:
         from vision_sae.data import Item
@@ -71,8 +74,16 @@ def measure(model: str, site: str, images: int) -> dict[str, Any]:
     disk = Slice("emoji-canvas:validation", images, in_memory=False)
     with tempfile.TemporaryDirectory() as folder:
         bare = seconds(bare_forward(adapter, memory))
-        from_memory = seconds(lambda: extract(adapter, memory, site, Path(folder) / "a", batch_size=BATCH, overwrite=True))
-        from_disk = seconds(lambda: extract(adapter, disk, site, Path(folder) / "b", batch_size=BATCH, overwrite=True))
+        from_memory = seconds(
+            lambda: extract(
+                adapter, memory, site, Path(folder) / "a", batch_size=BATCH, overwrite=True
+            )
+        )
+        from_disk = seconds(
+            lambda: extract(
+                adapter, disk, site, Path(folder) / "b", batch_size=BATCH, overwrite=True
+            )
+        )
     return {
         "model": model,
         "images/s bare forward": images / bare,
@@ -84,8 +95,12 @@ def measure(model: str, site: str, images: int) -> dict[str, Any]:
 def main() -> None:
     rows = [measure(*case) for case in CASES]
     for row in rows:
-        print("  ".join(f"{k}: {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in row.items()))
-    print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}))
+        print(
+            "  ".join(f"{k}: {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in row.items())
+        )
+    print(
+        json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows})
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A whole training step against the encoder's matrix product alone, in one run.
 
-    python benchmarks/train_step.py         # d 768, 8192 latents, k 32, batch 4096
+python benchmarks/train_step.py         # d 768, 8192 latents, k 32, batch 4096
 """
 
 import argparse
@@ -54,7 +54,11 @@ def main() -> None:
         for family in ("topk", "batchtopk")
     ]
     for row in table:
-        print("  ".join(f"{k}: {v:.3f}" if isinstance(v, float) else f"{v:10}" for k, v in row.items()))
+        print(
+            "  ".join(
+                f"{k}: {v:.3f}" if isinstance(v, float) else f"{v:10}" for k, v in row.items()
+            )
+        )
     setting = vars(args) | {"torch": torch.__version__, "threads": torch.get_num_threads()}
     print(json.dumps({**setting, "rows": table}))
 

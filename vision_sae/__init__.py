@@ -1,10 +1,10 @@
 """Sparse autoencoders for vision and text-to-image models.
 
-    import vision_sae as vs
+import vision_sae as vs
 
-    model = vs.load_adapter("emoji-clip")
-    vs.extract(model, vs.open_data("emoji-canvas"), "visual.transformer.resblocks.4", "acts")
-    sae = vs.train_store(vs.Store("acts"), "sae", family="topk", k=16, expansion=16)
+model = vs.load_adapter("emoji-clip")
+vs.extract(model, vs.open_data("emoji-canvas"), "visual.transformer.resblocks.4", "acts")
+sae = vs.train_store(vs.Store("acts"), "sae", family="topk", k=16, expansion=16)
 """
 
 from vision_sae.adapter import Adapter, Site, load_adapter

@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vision_sae import plugins
 from vision_sae.errors import DataError
 from vision_sae.hooks import capture, inference
+from vision_sae.provenance import Tokens
 
 Layout = Literal["vector", "tokens", "map"]
-Tokens = Literal["cls", "patches", "pooled", "all"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Adapter(Protocol):
 
 
 @runtime_checkable
-class TextImageAdapter(Protocol):
+class TextImageAdapter(Adapter, Protocol):
     """An adapter whose model embeds images and texts in one space (CLIP, SigLIP)."""
 
     def embed_images(self, batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e"]:
@@ -110,14 +109,14 @@ def _site_from_shapes(name: str, two: tuple[int, ...], three: tuple[int, ...], p
     allowed = {2: [[0]], 3: [[0], [1]], 4: [[0]]}  # tokens may come as [tokens batch width]
     if len(two) != len(three) or differ not in allowed.get(len(two), []):
         raise DataError(
-            f"site {name!r} gives shapes {two} and {three} for batches of 2 and 3; a site must give "
-            "[batch width], [batch tokens width] or [batch width height width]"
+            f"site {name!r} gives shapes {two} and {three} for batches of 2 and 3; "
+            "a site must give [batch d], [batch tokens d], [batch d h w] or [batch h w d]"
         )
     axis = differ[0]
     if len(two) == 2:
         return Site(name, "vector", two[1], 1, 0, None)
     if len(two) == 4:
-        last = two[1] == two[2] != two[3]  # square maps tell: Swin, ConvNeXt and others give [b h w d]
+        last = two[1] == two[2] != two[3]  # square maps tell; Swin and others give [b h w d]
         h, w, d = (two[1], two[2], two[3]) if last else (two[2], two[3], two[1])
         return Site(name, "map", d, h * w, 0, (h, w), width_axis=3 if last else 1)
     tokens = two[1 - axis]
@@ -141,11 +140,14 @@ def from_tokens(tokens: Float[Tensor, "b t d"], site: Site) -> Tensor:
         return tokens[:, 0, :]
     if site.layout == "map":
         assert site.grid is not None
-        return tokens.unflatten(1, site.grid).movedim(3, site.width_axis)
+        output = tokens.reshape(len(tokens), *site.grid, site.width)
+        return output.movedim(3, site.width_axis)
     return tokens.movedim(0, site.batch_axis)
 
 
-def select_tokens(tokens: Float[Tensor, "b t d"], site: Site, which: Tokens) -> Float[Tensor, "b u d"]:
+def select_tokens(
+    tokens: Float[Tensor, "b t d"], site: Site, which: Tokens
+) -> Float[Tensor, "b u d"]:
     """Keep the class token, the patches, the mean of the patches (`pooled`), or all.
 
     Raises DataError when the site has no such tokens.

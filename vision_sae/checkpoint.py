@@ -1,4 +1,4 @@
-"""Save and load an SAE: a folder of `config.json` and `sae.safetensors`; nothing is ever unpickled."""
+"""Save and load an SAE: a folder of `config.json` and `sae.safetensors`, never a pickle."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def save(
 
 
 def load(folder: Path | str) -> SAE:
-    """Read an SAE, in evaluation mode. Raises CheckpointError for anything that is not one of ours."""
+    """Read an SAE, in evaluation mode. Raises CheckpointError for what is not one of ours."""
     folder = Path(folder)
     saved = read_config(folder)
     sae = SAE(saved.sae)
@@ -65,7 +65,9 @@ def read_config(folder: Path) -> Saved:
     except ValidationError as error:
         raise CheckpointError(f"{path} is not an SAE's config: {plain_error(error)}") from error
     if saved.schema_number != SCHEMA:
-        raise CheckpointError(f"{path} has schema {saved.schema_number}; this version reads {SCHEMA}")
+        raise CheckpointError(
+            f"{path} has schema {saved.schema_number}; this version reads {SCHEMA}"
+        )
     return saved
 
 

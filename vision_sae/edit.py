@@ -1,12 +1,13 @@
-"""Interventions: change a site's tokens through an SAE, keeping what it does not explain if asked."""
+"""Interventions: change a site's tokens through an SAE."""
 
 from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae.adapter import Site, Tokens, from_tokens, to_tokens
+from vision_sae.adapter import Site, from_tokens, to_tokens
 from vision_sae.errors import DataError
+from vision_sae.provenance import Tokens
 from vision_sae.sae import SAE
 
 Change = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]
@@ -20,8 +21,9 @@ def reconstruct(sae: SAE) -> Change:
 def on_tokens(change: Change, site: Site, which: Tokens) -> Callable[[Tensor], Tensor]:
     """A change of rows as a change of a site's output, on the class token, the patches or all.
 
-    Rows (float32 or shorter) that `change` gives back as they came stay bit for bit. Raises DataError
-    for pooled tokens of a token site, whose mean cannot be put back, and for an absent class token.
+    Rows (float32 or shorter) that `change` gives back as they came stay bit for bit. Raises
+    DataError for pooled tokens of a token site, whose mean cannot be put back, and for a class
+    token that is not there.
     """
     if which == "pooled" and site.layout != "vector":
         raise DataError(f"pooled tokens of {site.name!r} are a mean, which cannot be put back")

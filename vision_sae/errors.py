@@ -17,7 +17,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-
 PARTIAL = ".partial"  # ends the names of files that are being written
 
 
@@ -64,7 +63,9 @@ def _suggest(name: str, allowed: list[str], few: int = 12) -> str:
     near = get_close_matches(name, allowed, n=5, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    listed = ", ".join(allowed[:few]) + (f" and {len(allowed) - few} more" if len(allowed) > few else "")
+    listed = ", ".join(allowed[:few]) + (
+        f" and {len(allowed) - few} more" if len(allowed) > few else ""
+    )
     return f"there are: {listed or 'none'}"
 
 

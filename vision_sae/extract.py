@@ -10,7 +10,6 @@ from torch import Tensor
 from vision_sae.adapter import (
     Adapter,
     Site,
-    Tokens,
     fingerprint,
     on_device,
     probe_site,
@@ -21,7 +20,7 @@ from vision_sae.data import ImageSource
 from vision_sae.data.decode import Decoded, decoded
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.hooks import capture, inference
-from vision_sae.provenance import Provenance
+from vision_sae.provenance import Provenance, Tokens
 from vision_sae.store import Row, StoreIndex, StoreWriter
 from vision_sae.store.index import DType
 
@@ -113,4 +112,3 @@ def activations(adapter: Adapter, batch: Tensor, site: Site) -> Tensor:
     with inference(adapter.model), capture(adapter.model, [site.name], stop_early=True) as captured:
         adapter.run(on_device(adapter, batch))
     return to_tokens(captured[site.name], site).float()
-

@@ -1,4 +1,4 @@
-"""Does a latent detect something known? Its best factor value, and how well, on images held back."""
+"""Does a latent detect something known? Its best factor value, scored on images held back."""
 
 import hashlib
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Labels:
 
 
 def labels_of(about: Sequence[dict[str, Any]], *, least: int = 5) -> Labels:
-    """Every (key, value) that at least `least` images have, and not all of them; lists give many."""
+    """Every (key, value) that at least `least` images have, but not all; lists give many."""
     rows: dict[tuple[str, str], list[int]] = {}
     for image, known in enumerate(about):
         for key, value in known.items():
@@ -61,7 +61,9 @@ def halves(keys: Sequence[str]) -> Bool[Tensor, " images"]:
     return torch.tensor([hashlib.sha256(k.encode()).digest()[0] % 2 == 0 for k in keys])
 
 
-def detections(codes: ImageCodes, labels: Labels, choose: Bool[Tensor, " images"]) -> list[Detection]:
+def detections(
+    codes: ImageCodes, labels: Labels, choose: Bool[Tensor, " images"]
+) -> list[Detection]:
     """Each live latent's best value and threshold by F1 on one half, scored on the other."""
     by_image = _values_by_image(labels)
     totals = labels.counts(choose), labels.counts(~choose)
@@ -106,7 +108,9 @@ def _best_value(
     if not int(per_image.sum()):
         return None
     rank = torch.repeat_interleave(torch.arange(len(images)), per_image)
-    offset = torch.arange(len(rank)) - torch.repeat_interleave(per_image.cumsum(0) - per_image, per_image)
+    offset = torch.arange(len(rank)) - torch.repeat_interleave(
+        per_image.cumsum(0) - per_image, per_image
+    )
     value = values[start[images][rank] + offset]
     hits = _running_count(value)
     f1 = 2 * hits / (rank + 1 + totals[value])

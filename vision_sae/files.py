@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -41,9 +40,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with a prefix, under the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-__all__ = ["SafetensorError", "sha256", "write_bytes", "write_json", "write_tensors"]

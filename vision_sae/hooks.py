@@ -16,7 +16,7 @@ class _Enough(Exception):
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
     """A module by its dotted path. Raises UnknownName with near matches."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if not path or path not in modules:
         raise UnknownName("site", path, (m for m in modules if m))
     return modules[path]
@@ -88,7 +88,7 @@ def edit(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Ite
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside the block; each module's training flag is put back."""
+    """Evaluation mode and no gradients inside the block; all training flags are put back."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,11 +1,12 @@
 """The main job, step by step, as the command line runs it: each step is a call from Python too.
 
-    images -> extract -> acts/ -> train -> sae/ -> evaluate -> name -> report -> report/index.html
+images -> extract -> acts/ -> train -> sae/ -> evaluate -> name -> report -> report/index.html
 """
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,12 @@ def train_store(
         if on_log:
             on_log(step, numbers)
 
+    record = {**config.model_dump(), "acts": str(store.folder.resolve())}
+    save = partial(checkpoint.save, folder=out, training=record, overwrite=True)
     try:
-        sae = train(sae, store, config, folder=out, on_log=both)
+        return train(sae, store, config, folder=out, on_log=both, on_finish=save)
     finally:
         log.close()
-    record = {**config.model_dump(), "acts": str(store.folder.resolve())}
-    checkpoint.save(sae, out, training=record, overwrite=True)
-    forget(out)
-    return sae
 
 
 def _claim_training(out: Path, overwrite: bool) -> None:
@@ -97,7 +96,9 @@ def check_model(adapter: Adapter, store: Store) -> None:
         )
 
 
-def pick_images(store: Store, images: list[int], source: ImageSource | None = None) -> dict[int, Any]:
+def pick_images(
+    store: Store, images: list[int], source: ImageSource | None = None
+) -> dict[int, Any]:
     """Pictures of some of a store's images. Raises DataError when the source has changed since."""
     source = source or open_data(store.index.provenance.data)
     by_position = {store.positions[i]: i for i in images}
@@ -110,7 +111,8 @@ def pick_images(store: Store, images: list[int], source: ImageSource | None = No
         i = by_position[position]
         if item.key != store.keys[i]:
             raise DataError(
-                f"{source.name} has changed: image {position} was {store.keys[i]!r}, is {item.key!r}"
+                f"{source.name} has changed: image {position} was {store.keys[i]!r}, "
+                f"is {item.key!r}"
             )
         found[i] = item.open()
     if len(found) < len(images):
@@ -125,7 +127,7 @@ def embed_store_images(
     pictures, out = pick_images(store, images), None
     for start in range(0, len(images), 64):
         ids = images[start : start + 64]
-        rows = adapter.embed_images(adapter.prepare([pictures[i] for i in ids])).cpu()  # type: ignore[attr-defined]
+        rows = adapter.embed_images(adapter.prepare([pictures[i] for i in ids])).cpu()
         if out is None:
             out = torch.full((store.images, rows.shape[1]), torch.nan)
         out[ids] = rows
@@ -171,9 +173,7 @@ def known_names(store: Store) -> list[str]:
     return sorted(names)
 
 
-def summary_of(
-    names: list[naming.Name], detections: list[factors.Detection]
-) -> dict[str, float]:
+def summary_of(names: list[naming.Name], detections: list[factors.Detection]) -> dict[str, float]:
     """The numbers that say how interpretable the latents are."""
     live = len(names)
     scores = sorted(n.score for n in names)
@@ -207,8 +207,8 @@ def splice_sae(
 ) -> Spliced:
     """Zero-shot accuracy with the reconstruction spliced in, on the first images of a source.
 
-    The classes are all values of `label` (by default `name`, else `label`) among the store's images
-    and the source's own. Raises MismatchError, DataError, UnknownName for a label that is not there.
+    The classes are all values of `label` (by default `name`, else `label`) among the store's
+    images. Raises MismatchError, DataError, UnknownName for a label that is not there.
     """
     check_model(adapter, store)
     check_match(sae, store)
@@ -219,11 +219,11 @@ def splice_sae(
     classes = sorted({str(a[label]) for a in store.about if label in a})
     texts = adapter.embed_texts(classes).cpu()
     where = store.index.provenance
-    example = adapter.prepare([next(i.image for i in decoded(source) if i.image)])  # type: ignore[attr-defined]
-    site = probe_site(adapter, where.site, example)  # type: ignore[arg-type]
-    batches = _labelled(adapter, source, label, classes, images, tell)  # type: ignore[arg-type]
+    example = adapter.prepare([next(i.image for i in decoded(source) if i.image)])
+    site = probe_site(adapter, where.site, example)
+    batches = _labelled(adapter, source, label, classes, images, tell)
     mean = store.sample(2**14).mean(0)
-    return splice_accuracy(adapter, sae, site, where.tokens, mean, texts, batches)  # type: ignore[arg-type]
+    return splice_accuracy(adapter, sae, site, where.tokens, mean, texts, batches)
 
 
 def _label_key(about: list[dict[str, Any]], label: str | None) -> str:
@@ -258,9 +258,12 @@ def save_findings(
 
 def read_findings(folder: Path) -> tuple[list[naming.Name], list[factors.Detection]]:
     """What `save_findings` wrote; empty lists where there is nothing."""
-    read = lambda name: json.loads(p.read_text()) if (p := folder / name).exists() else []  # noqa: E731
     return (
-        [naming.Name(**row) for row in read(NAMES)],
-        [factors.Detection(**row) for row in read(DETECTIONS)],
+        [naming.Name(**row) for row in _rows_of(folder / NAMES)],
+        [factors.Detection(**row) for row in _rows_of(folder / DETECTIONS)],
     )
 
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return rows

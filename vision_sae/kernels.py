@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vision_sae.codes import ByLatent, Codes
 
-
 with warnings.catch_warnings():
     # torch says once per process that CSR is in beta: here, rather than in a user's training log
     warnings.simplefilter("ignore", UserWarning)
@@ -50,7 +49,7 @@ class _Decode(torch.autograd.Function):
         return gather_sum(values, codes.indices, atoms)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, atoms = ctx.saved_tensors
         codes: Codes = ctx.codes
         grad = grad.contiguous()
@@ -89,7 +88,7 @@ class _Select(torch.autograd.Function):
         return codes.values.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         codes: Codes = ctx.codes
         grad = grad * (codes.values > 0)

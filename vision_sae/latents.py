@@ -69,7 +69,9 @@ def check_match(sae: SAE, store: Store) -> None:
     if sae.config.d != store.width:
         raise MismatchError(f"the SAE reads width {sae.config.d}, the store holds {store.width}")
     if sae.provenance and (reason := sae.provenance.differs(store.index.provenance)):
-        raise MismatchError(f"the SAE and the store {store.folder} do not belong together: {reason}")
+        raise MismatchError(
+            f"the SAE and the store {store.folder} do not belong together: {reason}"
+        )
 
 
 def scan(sae: SAE, store: Store, *, tell: Callable[[int], None] = lambda images: None) -> Scan:

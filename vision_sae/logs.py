@@ -14,8 +14,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return rows
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 class TrainingLog:
@@ -50,4 +49,4 @@ def _summary_writer(folder: Path) -> Any:
     except ImportError:
         log.info("tensorboard is not installed; training numbers go to %s only", METRICS)
         return None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

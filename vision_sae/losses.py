@@ -16,7 +16,11 @@ def fvu(x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> Float[Tensor, "
 
 
 def auxk(
-    sae: SAE, x: Float[Tensor, "n d"], residual: Float[Tensor, "n d"], dead: Bool[Tensor, " s"], k: int
+    sae: SAE,
+    x: Float[Tensor, "n d"],
+    residual: Float[Tensor, "n d"],
+    dead: Bool[Tensor, " s"],
+    k: int,
 ) -> Float[Tensor, ""]:
     """Dead latents predict what the live ones left over (Gao et al. 2024, appendix A.2).
 

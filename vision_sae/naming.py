@@ -25,10 +25,12 @@ class Name:
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """A word or phrase per line; blank lines and repeats are left out. Raises DataError if empty."""
+    """A word or phrase per line, without blanks and repeats. Raises DataError if empty."""
     if not path.is_file():
         raise DataError(f"no vocabulary file {path}: a text file with a word or phrase per line")
-    words = list(dict.fromkeys(w.strip() for w in path.read_text("utf-8").splitlines() if w.strip()))
+    words = list(
+        dict.fromkeys(w.strip() for w in path.read_text("utf-8").splitlines() if w.strip())
+    )
     if len(words) < 2:
         raise DataError(f"{path} holds {len(words)} words; naming needs at least 2")
     return words
@@ -69,4 +71,6 @@ def name_latents(
 
 def top_images(codes: ImageCodes, top: int = 20) -> list[int]:
     """The images that naming needs: the union of every latent's strongest."""
-    return sorted({i for s in codes.counts().nonzero()[:, 0].tolist() for i in codes.of(s)[0][:top].tolist()})
+    return sorted(
+        {i for s in codes.counts().nonzero()[:, 0].tolist() for i in codes.of(s)[0][:top].tolist()}
+    )

@@ -1,6 +1,10 @@
 """Where activations came from; the record travels from stores into SAEs."""
 
+from typing import Literal
+
 from vision_sae.config import Frozen
+
+Tokens = Literal["cls", "patches", "pooled", "all"]
 
 
 class Provenance(Frozen):
@@ -9,7 +13,7 @@ class Provenance(Frozen):
     model: str
     fingerprint: str  # of the model's weights
     site: str
-    tokens: str  # cls, patches, pooled or all
+    tokens: Tokens
     data: str  # what open_data turns into the images again
 
     def differs(self, other: "Provenance") -> str | None:

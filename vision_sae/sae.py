@@ -1,4 +1,6 @@
-"""The sparse autoencoder: z = (x - b_dec) W_enc' + b_enc,  f = sparsity(z),  x_hat = f W_dec + b_dec.
+"""The sparse autoencoder.
+
+    z = (x - b_dec) W_enc' + b_enc,  f = sparsity(z),  x_hat = f W_dec + b_dec
 
 Shape key: n rows, d input width, s latents, k active latents. Weights have one row per latent.
 """
@@ -45,7 +47,9 @@ class SAEConfig(Frozen):
     @model_validator(mode="after")
     def _k_fits(self) -> "SAEConfig":
         if self.sparsity.k > self.s:
-            raise ValueError(f"k must lie in 1..{self.s} (the number of latents); got {self.sparsity.k}")
+            raise ValueError(
+                f"k must lie in 1..{self.s} (the number of latents); got {self.sparsity.k}"
+            )
         return self
 
     @classmethod
@@ -94,7 +98,8 @@ class SAE(nn.Module):
     def pre_activations(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n s"]:
         """z, dense. Raises DataError when the width is another one."""
         self._check_width(x)
-        return torch.addmm(self.b_enc, self._centred(x), self.W_enc.T).unflatten(0, x.shape[:-1])
+        pre = torch.addmm(self.b_enc, self._centred(x), self.W_enc.T)
+        return pre.view(*x.shape[:-1], self.config.s)
 
     def encode(self, x: Float[Tensor, "*n d"]) -> Codes:
         """Sparse codes; leading axes are flattened to rows. Raises DataError on another width."""
@@ -124,7 +129,7 @@ class SAE(nn.Module):
         return sparsity.threshold(pre, self.inference_threshold())
 
     def inference_threshold(self) -> Float[Tensor, ""]:
-        """The calibrated threshold, else the running one. Raises ConfigError when neither is set."""
+        """The calibrated threshold, else the running one. Raises ConfigError without either."""
         for value in (self.threshold, self.threshold_ema):
             if not value.isnan():
                 return value
@@ -140,7 +145,7 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
@@ -157,4 +162,4 @@ class SAE(nn.Module):
         are divided; atoms keep unit norm and codes come out in the data's units.
         """
         for value in (self.b_enc, self.b_dec, self.threshold, self.threshold_ema):
-            value /= scale
+            value.div_(scale)

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vision_sae.adapter import Adapter, Site, TextImageAdapter, Tokens
+from vision_sae.adapter import Adapter, Site, TextImageAdapter
 from vision_sae.edit import Change, on_tokens, reconstruct
 from vision_sae.errors import DataError
 from vision_sae.hooks import edit
+from vision_sae.provenance import Tokens
 from vision_sae.sae import SAE
 
 
@@ -46,7 +47,7 @@ def splice_accuracy(
 ) -> Spliced:
     """Zero-shot accuracy with `texts` as the classes, over (prepared images, class numbers).
 
-    Raises DataError for a model without text embeddings, or pooled tokens, which cannot be put back.
+    Raises DataError for a model without text embeddings, or pooled tokens.
     """
     if not isinstance(adapter, TextImageAdapter):
         raise DataError(f"{adapter.name} has no text embeddings, so there is no zero-shot accuracy")
@@ -68,7 +69,8 @@ def splice_accuracy(
 def _embed(
     adapter: TextImageAdapter, batch: Tensor, site: Site, tokens: Tokens, change: Change | None
 ) -> Tensor:
-    model = adapter.model  # type: ignore[attr-defined]
-    changed = edit(model, site.name, on_tokens(change, site, tokens)) if change else nullcontext()
+    changed = (
+        edit(adapter.model, site.name, on_tokens(change, site, tokens)) if change else nullcontext()
+    )
     with changed:
         return adapter.embed_images(batch)

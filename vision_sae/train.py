@@ -24,7 +24,7 @@ from vision_sae import losses
 from vision_sae.codes import Codes
 from vision_sae.config import Frozen, plain_error
 from vision_sae.errors import CheckpointError, ConfigError, DataError
-from vision_sae.files import write_json, write_tensors
+from vision_sae.files import part, write_json, write_tensors
 from vision_sae.sae import SAE
 from vision_sae.statistics import calibrate, centre
 
@@ -155,7 +155,7 @@ class Trainer:
             self.sae.config.s
         ) * self.config.factor(self.step)
         self.adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.sae.remove_parallel_gradient()
         self.adam.step()
         self.sae.normalise_decoder()
@@ -213,10 +213,10 @@ class Trainer:
         try:
             state = load_file(folder / STATE)
         except SafetensorError as error:
-            raise CheckpointError(f"{folder / STATE} is corrupt: {error}; pass --overwrite") from error
-        self.sae.load_state_dict(_part(state, "sae."))
+            raise CheckpointError(f"{folder / STATE}: {error}; pass --overwrite") from error
+        self.sae.load_state_dict(part(state, "sae."))
         adam = self.adam.state_dict()
-        for name, tensor in _part(state, "adam.").items():
+        for name, tensor in part(state, "adam.").items():
             number, key = name.split(".")
             adam["state"].setdefault(int(number), {})[key] = tensor
         self.adam.load_state_dict(adam)
@@ -244,10 +244,6 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(late)
 
 
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
 def _check_finite(rows: Tensor, what: str) -> None:
     bad = int((~rows.isfinite().all(1)).sum())
     if bad:
@@ -261,13 +257,15 @@ def train(
     *,
     folder: Path | None = None,
     on_log: OnLog | None = None,
+    on_finish: Callable[[SAE], None] | None = None,
     log_every: int = 10,
     checkpoint_seconds: float = 60,
 ) -> SAE:
     """Train an SAE in place and return it in evaluation mode, in the data's units.
 
     With `folder`, the state is saved there every minute and on Ctrl-C, and a run that finds one
-    resumes exactly; `forget` removes it once the SAE is safe. Raises DataError on NaN (naming the step), CheckpointError on other settings.
+    resumes exactly. The state goes when the run is done, after `on_finish` has made the SAE safe.
+    Raises DataError on NaN (naming the step), CheckpointError on other settings.
     """
     trainer = Trainer(sae, source, config or TrainConfig())
     if folder and (folder / STATE).exists():
@@ -288,10 +286,15 @@ def train(
         if folder:
             trainer.save(folder)
         raise
-    return trainer.finish()
+    sae = trainer.finish()
+    if on_finish:
+        on_finish(sae)
+    if folder:
+        forget(folder)
+    return sae
 
 
 def forget(folder: Path) -> None:
-    """Remove the state of a run: it is saved as an SAE, or to be done anew."""
+    """Remove the state of a run: it is done, or to be done anew."""
     for name in (STATE, DESCRIPTION):  # in this order: a state without its description misleads
         (folder / name).unlink(missing_ok=True)

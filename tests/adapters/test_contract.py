@@ -106,7 +106,8 @@ def tiny_clip(folder: Path) -> Adapter:
     from safetensors.torch import save_file
 
     (folder / "open_clip_config.json").write_text(json.dumps(TINY_CLIP))
-    save_file(open_clip.CLIP(**TINY_CLIP["model_cfg"]).state_dict(), folder / "open_clip_model.safetensors")  # fmt: skip
+    weights = open_clip.CLIP(**TINY_CLIP["model_cfg"]).state_dict()
+    save_file(weights, folder / "open_clip_model.safetensors")
     return load_adapter(f"open_clip:local-dir:{folder}")
 
 
@@ -134,15 +135,20 @@ class Case:
 
 
 CASES = {
-    "toy": Case(toy, [tokens("blocks.1", 24, 4, 1), vector("head", 12), feature_map("embed", 24, 4)]),
+    "toy": Case(
+        toy, [tokens("blocks.1", 24, 4, 1), vector("head", 12), feature_map("embed", 24, 4)]
+    ),
     "conv": Case(conv, [feature_map("norm", 5, 4), feature_map("pool", 5, 1), vector("head", 2)]),
     "sequence": Case(sequence, [tokens("norm", 8, 4, axis=1), tokens("attend", 8, 4, axis=1)]),
-    "timm ViT": Case(timm("test_vit"), [tokens("blocks.2", 64, 10, 1), last("patch_embed", 64, 10), vector("head", 1000)]),
+    "timm ViT": Case(
+        timm("test_vit"),
+        [tokens("blocks.2", 64, 10, 1), last("patch_embed", 64, 10), vector("head", 1000)],
+    ),
     "timm ResNet": Case(
         timm("test_resnet"), [feature_map("bn1", 32, 80), feature_map("layer3", 192, 10)]
     ),
     "tiny CLIP": Case(tiny_clip, [tokens("visual.transformer.resblocks.0", 32, 4, 1)]),
-}  # fmt: skip
+}
 PAIRS = [
     pytest.param(name, site, id=f"{name}-{site.name}")
     for name, case in CASES.items()

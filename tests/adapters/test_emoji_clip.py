@@ -1,4 +1,4 @@
-"""The embedded model: it loads as any open_clip folder does, and knows emoji that it has not seen."""
+"""The embedded model: it loads as any open_clip folder does, and knows emoji it has not seen."""
 
 from functools import cache
 

@@ -12,7 +12,7 @@ from vision_sae.hooks import capture, edit, find_module, inference
 
 
 class Net(nn.Module):
-    """A site that gives a tensor, one that gives a tuple, one that gives text, one that never runs."""
+    """Sites that give a tensor, a tuple, and text; one that never runs; one with two paths."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -72,7 +72,9 @@ def test_image_fvu_averages_to_the_whole_when_weighted(tmp_path: Path) -> None:
     acts = torch.randn(20, 5, 6)
     found = scan(SAE(SAEConfig.of(6, 12, "topk", 2)).eval(), store_of(acts, tmp_path / "acts"))
     spread = (acts - acts.mean((0, 1))).square().sum((1, 2))
-    assert float((found.image_fvu * spread).sum() / spread.sum()) == pytest.approx(found.metrics.fvu, rel=1e-4)
+    assert float((found.image_fvu * spread).sum() / spread.sum()) == pytest.approx(
+        found.metrics.fvu, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(("field", "words"), [("site", "site 's' against 't'"), ("model", "model")])
@@ -87,19 +89,29 @@ def test_an_sae_of_something_else_is_refused(field: str, words: str, tmp_path: P
 
 def test_another_width_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="reads width 5, the store holds 6"):
-        check_match(SAE(SAEConfig.of(5, 9, "topk", 2)), store_of(torch.randn(3, 2, 6), tmp_path / "a"))
+        check_match(
+            SAE(SAEConfig.of(5, 9, "topk", 2)), store_of(torch.randn(3, 2, 6), tmp_path / "a")
+        )
 
 
 # --- factors ---
 
 
 def about_of(n: int) -> list[dict[str, Any]]:
-    return [{"style": "ab"[i % 2], "tags": ["x"] if i < n // 4 else [], "caption": str(i)} for i in range(n)]
+    return [
+        {"style": "ab"[i % 2], "tags": ["x"] if i < n // 4 else [], "caption": str(i)}
+        for i in range(n)
+    ]
 
 
 def test_labels_leave_out_captions_rare_values_and_what_all_images_have() -> None:
     about = [{**a, "same": 1, "rare": i < 3} for i, a in enumerate(about_of(40))]
-    assert labels_of(about).names == [("rare", "False"), ("style", "a"), ("style", "b"), ("tags", "x")]
+    assert labels_of(about).names == [
+        ("rare", "False"),
+        ("style", "a"),
+        ("style", "b"),
+        ("tags", "x"),
+    ]
 
 
 def slow_best(scores: Tensor, about: list[dict[str, Any]]) -> float:
@@ -111,7 +123,9 @@ def slow_best(scores: Tensor, about: list[dict[str, Any]]) -> float:
         positive[labels.image[labels.value == v]] = True
         for threshold in scores[scores > 0]:
             fires = scores >= threshold
-            best = max(best, 2 * float((fires & positive).sum()) / float(fires.sum() + positive.sum()))
+            best = max(
+                best, 2 * float((fires & positive).sum()) / float(fires.sum() + positive.sum())
+            )
     return best
 
 
@@ -134,7 +148,9 @@ def test_the_best_value_and_threshold_is_the_best_of_all(seed: int) -> None:
 def test_a_planted_detector_is_found_and_scored_on_the_other_half() -> None:
     about = about_of(200)
     scores = torch.tensor([[float(a["style"] == "a"), float(i < 50)] for i, a in enumerate(about)])
-    one, two = detections(image_codes(scores), labels_of(about), halves([str(i) for i in range(200)]))
+    one, two = detections(
+        image_codes(scores), labels_of(about), halves([str(i) for i in range(200)])
+    )
     assert (one.factor, one.value, one.f1, one.auroc) == ("style", "a", 1.0, 1.0)
     assert (two.factor, two.value, two.precision, two.recall) == ("tags", "x", 1.0, 1.0)
 
@@ -169,7 +185,9 @@ def test_latents_are_named_after_what_their_images_share() -> None:
     words = ["a", "b", "c"]
     texts = torch.eye(3)
     kind = torch.arange(30) % 3
-    embeddings = torch.nn.functional.normalize(torch.eye(3)[kind] + 5.0, dim=1)  # a large common part
+    embeddings = torch.nn.functional.normalize(
+        torch.eye(3)[kind] + 5.0, dim=1
+    )  # a large common part
     dense = torch.stack([(kind == 1).float(), torch.zeros(30), 2.0 * (kind == 2)], 1)
     live, directions = latent_directions(image_codes(dense), embeddings)
     names = name_latents(live, directions, words, texts)
@@ -186,7 +204,9 @@ def test_only_the_top_images_are_needed() -> None:
     assert bool(directions.isfinite().all())
 
 
-@pytest.mark.parametrize(("text", "message"), [("\n \n", "holds 0 words"), ("one\none\n", "holds 1 words")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("\n \n", "holds 0 words"), ("one\none\n", "holds 1 words")]
+)
 def test_a_vocabulary_needs_two_words(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text(text)
     with pytest.raises(DataError, match=message):

@@ -25,7 +25,9 @@ def test_metrics_do_not_depend_on_the_batches_nor_on_an_offset_of_the_data(
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 5, generator=generator, dtype=torch.float64) + offset
     x_hat = x + 0.3 * torch.randn(40, 5, generator=generator, dtype=torch.float64)
-    dense = torch.rand(40, 7, generator=generator).relu() * (torch.rand(40, 7, generator=generator) > 0.5)
+    dense = torch.rand(40, 7, generator=generator).relu() * (
+        torch.rand(40, 7, generator=generator) > 0.5
+    )
     running = Running(5, 7)
     for rows in torch.arange(40).tensor_split(sorted(cuts)):
         running.add(x[rows], x_hat[rows], codes_of(dense[rows]))

@@ -12,9 +12,7 @@ from vision_sae.statistics import calibrate, geometric_median
 FAMILIES = ["topk", "batchtopk"]
 
 
-@given(
-    d=st.integers(1, 16), s=st.integers(1, 40), family=st.sampled_from(FAMILIES), data=st.data()
-)
+@given(d=st.integers(1, 16), s=st.integers(1, 40), family=st.sampled_from(FAMILIES), data=st.data())
 def test_config_goes_through_json(d: int, s: int, family: str, data: st.DataObject) -> None:
     config = SAEConfig.of(d, s, family, data.draw(st.integers(1, s)))
     assert SAEConfig.model_validate_json(config.model_dump_json()) == config
@@ -28,7 +26,9 @@ def test_config_goes_through_json(d: int, s: int, family: str, data: st.DataObje
         ((8, 16, "topp", 2), r"no family 'topp'; there are: topk, batchtopk"),
     ],
 )
-def test_a_bad_config_says_what_is_allowed(arguments: tuple[int, int, str, int], message: str) -> None:
+def test_a_bad_config_says_what_is_allowed(
+    arguments: tuple[int, int, str, int], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         SAEConfig.of(*arguments)
 

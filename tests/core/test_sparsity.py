@@ -34,7 +34,9 @@ def slow_batch_topk(pre: Tensor, k: int) -> Tensor:
 
 
 @given(shapes, st.data())
-def test_topk_keeps_the_k_largest_of_each_row(shape: tuple[int, int, int], data: st.DataObject) -> None:
+def test_topk_keeps_the_k_largest_of_each_row(
+    shape: tuple[int, int, int], data: st.DataObject
+) -> None:
     pre = pre_of(*shape)
     k = data.draw(st.integers(1, shape[1]))
     assert torch.equal(sparsity.topk(pre, k).to_dense(), slow_topk(pre, k))

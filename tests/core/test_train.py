@@ -69,9 +69,19 @@ def test_a_resumed_run_is_the_same_bit_for_bit(family: str, stop: int, tmp_path:
 
     sae = small_sae(family)
     with pytest.raises(Killed):
-        train(sae, MemoryStore(noise()), SHORT, folder=tmp_path, on_log=kill, log_every=1, checkpoint_seconds=-1)
+        train(
+            sae,
+            MemoryStore(noise()),
+            SHORT,
+            folder=tmp_path,
+            on_log=kill,
+            log_every=1,
+            checkpoint_seconds=-1,
+        )
     again = train(small_sae(family, seed=9), MemoryStore(noise()), SHORT, folder=tmp_path)
-    for (name, a), (_, b) in zip(whole.state_dict().items(), again.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(
+        whole.state_dict().items(), again.state_dict().items(), strict=True
+    ):
         assert torch.equal(a, b) or bool((a.isnan() & b.isnan()).all()), name
     assert not list(tmp_path.iterdir())  # nothing of the run's own stays behind
 

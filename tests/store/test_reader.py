@@ -102,8 +102,8 @@ def test_whole_rows_are_gathered(store: Store) -> None:
 def test_a_memory_store_gives_the_same_batches(store: Store, size: int, seed: int) -> None:
     memory = MemoryStore(ACTS.flatten(0, 1))
     assert (memory.rows, memory.width) == (store.rows, store.width)
-    for mine, theirs in islice(zip(store.batches(size, seed=seed), memory.batches(size, seed=seed), strict=False), 3):  # fmt: skip
-        assert torch.equal(mine, theirs)
+    pairs = zip(store.batches(size, seed=seed), memory.batches(size, seed=seed), strict=False)
+    assert all(torch.equal(mine, theirs) for mine, theirs in islice(pairs, 3))
 
 
 @given(st.integers(1, 50))

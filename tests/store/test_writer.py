@@ -1,4 +1,4 @@
-"""A store is whole after any interruption, holds what was put in, and is never overwritten unasked."""
+"""A store survives any interruption, holds what was put in, and is never overwritten unasked."""
 
 import errno
 import tempfile

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vision_sae.cli import demo, show, steps
+from vision_sae.errors import claim_folder
 
 app = typer.Typer(
     name="vision-sae",
@@ -127,7 +128,7 @@ def evaluate(
     Example: `vision-sae eval sae/ --acts acts/ --model emoji-clip --data emoji-canvas:validation`
     """
     with show.errors():
-        steps.evaluate(sae, acts, model, data, label, images, json)
+        steps.evaluate(steps.open_sae(sae, acts), model, data, label, images, json)
 
 
 @app.command()
@@ -144,7 +145,7 @@ def name(
     Example: `vision-sae name sae/ --vocabulary words.txt`
     """
     with show.errors():
-        steps.name(sae, acts, vocabulary, json)
+        steps.name(steps.open_sae(sae, acts), vocabulary, json)
 
 
 @app.command()
@@ -159,7 +160,8 @@ def report(
     Example: `vision-sae report sae/ --acts acts/ --out report/`
     """
     with show.errors():
-        steps.report(sae, acts, out, overwrite)
+        claim_folder(out, "index.html", overwrite=overwrite)  # before the work
+        steps.report(steps.open_sae(sae, acts), out, overwrite)
 
 
 @app.command(name="demo")

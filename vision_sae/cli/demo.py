@@ -17,8 +17,9 @@ def run(out: Path) -> Path:
     steps.extract(MODEL, SITE, DATA, acts, TOKENS, 64, "float32", False, False)  # type: ignore[arg-type]
     if not (sae / checkpoint.CONFIG).exists():
         steps.train(acts, sae, "topk", 16, 16, TRAINING, False)
-    numbers = steps.evaluate(sae, acts, MODEL, f"{DATA}:validation", None, 731, False)
-    numbers |= steps.name(sae, acts, None, False)
-    page = steps.report(sae, acts, out, overwrite=True)
+    opened = steps.open_sae(sae, acts)
+    steps.evaluate(opened, MODEL, f"{DATA}:validation", None, 731, False)
+    steps.name(opened, None, False)
+    page = steps.report(opened, out, overwrite=True)
     show.console.print(f"{time.monotonic() - started:.0f} s; open {page.resolve()}")
     return page

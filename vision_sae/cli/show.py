@@ -53,7 +53,9 @@ def progress(title: str, total: int | None, unit: str) -> Iterator[Callable[[int
         task = bar.add_task(title, total=total, unit=unit, note="")
 
         def advance(n: int, note: str = "") -> None:
-            bar.update(task, advance=n, **({"note": note} if note else {}))
+            bar.update(task, advance=n)
+            if note:
+                bar.update(task, note=note)
 
         yield advance
 

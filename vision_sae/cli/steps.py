@@ -1,18 +1,19 @@
 """What each command does, between its options and its output."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vision_sae import jobs
-from vision_sae.adapter import Adapter, Tokens, load_adapter, probe_site
+from vision_sae.adapter import Adapter, load_adapter, probe_site
 from vision_sae.checkpoint import load
 from vision_sae.cli import show
 from vision_sae.data import ImageSource, open_data
 from vision_sae.data.decode import decoded
-from vision_sae.errors import DataError, claim_folder
+from vision_sae.errors import DataError
 from vision_sae.extract import extract as run_extract
 from vision_sae.latents import Scan, scan
 from vision_sae.naming import read_vocabulary
+from vision_sae.provenance import Tokens
 from vision_sae.report import write_report
 from vision_sae.sae import SAE
 from vision_sae.store import Store, StoreIndex
@@ -86,19 +87,28 @@ def train(
     return sae
 
 
-def _opened(folder: Path, acts: Path | None) -> tuple[SAE, Store, Scan]:
+class Opened(NamedTuple):
+    """A saved SAE and what one pass over its store found."""
+
+    folder: Path
+    sae: SAE
+    store: Store
+    found: Scan
+
+
+def open_sae(folder: Path, acts: Path | None) -> Opened:
     sae = load(folder)
     store = Store(acts) if acts else jobs.store_of(folder)
     with show.progress("encode", store.images, "images") as advance:
         found = scan(sae, store, tell=lambda n: advance(n, ""))
-    return sae, store, found
+    return Opened(folder, sae, store, found)
 
 
 def evaluate(
-    folder: Path, acts: Path | None, model: str | None, data: str | None, label: str | None,
-    images: int, as_json: bool,
+    opened: Opened, model: str | None, data: str | None, label: str | None, images: int,
+    as_json: bool,
 ) -> dict[str, float]:  # fmt: skip
-    sae, store, found = _opened(folder, acts)
+    folder, sae, store, found = opened
     numbers: dict[str, float] = found.metrics.as_dict()
     if model:
         source = open_data(data) if data else None
@@ -130,10 +140,8 @@ def _splice(
     }
 
 
-def name(
-    folder: Path, acts: Path | None, vocabulary: Path | None, as_json: bool
-) -> dict[str, float]:
-    sae, store, found = _opened(folder, acts)
+def name(opened: Opened, vocabulary: Path | None, as_json: bool) -> dict[str, float]:
+    folder, _, store, found = opened
     words = read_vocabulary(vocabulary) if vocabulary else jobs.known_names(store)
     adapter = load_adapter(store.index.provenance.model)
     with show.progress("embed", None, "images") as advance:
@@ -159,9 +167,8 @@ def name(
     return numbers
 
 
-def report(folder: Path, acts: Path | None, out: Path, overwrite: bool) -> Path:
-    claim_folder(out, "index.html", overwrite=overwrite)
-    _, store, found = _opened(folder, acts)
+def report(opened: Opened, out: Path, overwrite: bool) -> Path:
+    folder, _, store, found = opened
     with show.progress("pictures", None, "images") as advance:
         page = write_report(
             folder, out, store=store, found=found, overwrite=overwrite,

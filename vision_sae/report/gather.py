@@ -43,12 +43,24 @@ def gather(
     detected = {d.latent: d for d in detections}
     near, places = neighbours(sae, found.live), places_of(sae, found.live)
     latents = [
-        _latent(s, found, chosen[s], heats, number, near[s], places[s], by_latent.get(s), detected.get(s))
+        _latent(
+            s,
+            found,
+            chosen[s],
+            heats,
+            number,
+            near[s],
+            places[s],
+            by_latent.get(s),
+            detected.get(s),
+        )
         for s in found.live
     ]
     numbers: dict[str, float] = found.metrics.as_dict()
     if detections:
-        numbers["live latents with F1 of 0.5 or more"] = share_detecting(list(detections), len(found.live))
+        numbers["live latents with F1 of 0.5 or more"] = share_detecting(
+            list(detections), len(found.live)
+        )
     return ReportFacts(
         title="What the latents see",
         provenance=_provenance(sae, folder, store),

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vision_sae.report.facts import Detection, LatentFacts, Picture, ReportFacts
+from vision_sae.factors import Detection
+from vision_sae.report.facts import LatentFacts, Picture, ReportFacts
 from vision_sae.report.sprites import Sprites
 from vision_sae.report.summaries import curves, firing, image_errors
 

@@ -1,8 +1,8 @@
-"""The index of a store: what the activations are, which shards hold them, and whether all are there.
+"""The index of a store: what the activations are, and which shards hold them.
 
-    acts/index.json            this index, rewritten after each shard
-    acts/00000.safetensors     "activations" [images tokens width]
-    acts/00000.json            the images' keys and what is known of them, in the same order
+acts/index.json            this index, rewritten after each shard
+acts/00000.safetensors     "activations" [images tokens width]
+acts/00000.json            the images' keys and what is known of them, in the same order
 """
 
 from pathlib import Path

@@ -29,7 +29,9 @@ class MemoryStore:
         self.all = acts
         self.rows, self.width = acts.shape
 
-    def batches(self, size: int, *, seed: int = 0, start: int = 0) -> Iterator[Float[Tensor, "b d"]]:
+    def batches(
+        self, size: int, *, seed: int = 0, start: int = 0
+    ) -> Iterator[Float[Tensor, "b d"]]:
         return (self.all[i] for i in shuffled(self.rows, size, seed=seed, start=start))
 
     def sample(self, n: int, *, seed: int = 0) -> Float[Tensor, "m d"]:

@@ -26,7 +26,9 @@ class Store:
     `allow_partial`), or a shard whose bytes are not what was written (`verify` reads them all).
     """
 
-    def __init__(self, folder: Path | str, *, allow_partial: bool = False, verify: bool = True) -> None:
+    def __init__(
+        self, folder: Path | str, *, allow_partial: bool = False, verify: bool = True
+    ) -> None:
         self.folder = Path(folder)
         self.index: StoreIndex = read_index(self.folder)
         if not self.index.complete and not allow_partial:
@@ -109,7 +111,9 @@ class Store:
             for part in shard.split(images):
                 yield part.float()
 
-    def batches(self, size: int, *, seed: int = 0, start: int = 0) -> Iterator[Float[Tensor, "n d"]]:
+    def batches(
+        self, size: int, *, seed: int = 0, start: int = 0
+    ) -> Iterator[Float[Tensor, "n d"]]:
         """Endless batches of rows, globally shuffled; batch i is a function of (seed, i)."""
         for order in shuffled(self.rows, size, seed=seed, start=start):
             yield self._gather(order)

@@ -1,4 +1,4 @@
-"""Write a store shard by shard; a kill at any moment leaves whole shards and an index that says so."""
+"""Write a store shard by shard; a kill at any moment leaves whole shards and their index."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,12 @@ class StoreWriter:
     """
 
     def __init__(
-        self, folder: Path, index: StoreIndex, *, shard_bytes: int = 64 * 2**20, overwrite: bool = False
+        self,
+        folder: Path,
+        index: StoreIndex,
+        *,
+        shard_bytes: int = 64 * 2**20,
+        overwrite: bool = False,
     ) -> None:
         claim_folder(folder, INDEX, overwrite=overwrite)
         self.folder = folder
