@@ -3,24 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vision_sae.config import Frozen, plain_error
+from vision_sae.config import Versioned, read_settings
 from vision_sae.errors import CheckpointError, claim_folder
 from vision_sae.files import write_json, write_tensors
 from vision_sae.provenance import Provenance
 from vision_sae.sae import SAE, SAEConfig
 
 CONFIG, WEIGHTS = "config.json", "sae.safetensors"
-SCHEMA = 1
 
 
-class Saved(Frozen):
+class Saved(Versioned):
     """What config.json holds. `training` is a record of how it was made, not read back."""
 
-    schema_number: int = SCHEMA
     sae: SAEConfig
     provenance: Provenance | None = None
     training: dict[str, Any] = {}
@@ -29,8 +26,8 @@ class Saved(Frozen):
 def save(
     sae: SAE, folder: Path | str, *, training: dict[str, Any] | None = None, overwrite: bool = False
 ) -> None:
-    """Write an SAE. Raises OutputExists when the folder holds something else."""
-    folder = claim_folder(Path(folder), CONFIG, overwrite=overwrite)
+    """Write an SAE. Raises OutputExists when the folder holds anything already."""
+    folder = claim_folder(Path(folder), overwrite=overwrite)
     write_tensors(folder / WEIGHTS, dict(sae.state_dict()))
     saved = Saved(sae=sae.config, provenance=sae.provenance, training=training or {})
     write_json(folder / CONFIG, saved.model_dump())  # last: a folder with a config is whole
@@ -60,15 +57,4 @@ def read_config(folder: Path) -> Saved:
     path = folder / CONFIG
     if not path.exists():
         raise CheckpointError(f"{folder} holds no SAE: it has no {CONFIG}")
-    try:
-        saved = Saved.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise CheckpointError(f"{path} is not an SAE's config: {plain_error(error)}") from error
-    if saved.schema_number != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {saved.schema_number}; this version reads {SCHEMA}"
-        )
-    return saved
-
-
-__all__ = ["Saved", "load", "read_config", "save"]
+    return read_settings(Saved, path, CheckpointError)

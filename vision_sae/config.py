@@ -1,6 +1,12 @@
 """Settings are frozen data: pydantic models that refuse unknown keys and go through JSON."""
 
+import json
+from pathlib import Path
+from typing import TypeVar
+
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vision_sae.errors import VisionSAEError
 
 
 class Frozen(BaseModel):
@@ -18,3 +24,26 @@ def _complaint(message: str, where: tuple[int | str, ...], value: object) -> str
     text = message.removeprefix("Value error, ")
     name = ".".join(str(part) for part in where)
     return f"{name}: {text}; got {value!r}" if name else text
+
+
+class Versioned(Frozen):
+    """Settings on disk; the schema number rises with every change that older code cannot read."""
+
+    schema_number: int = 1
+
+
+Settings = TypeVar("Settings", bound=Versioned)
+
+
+def read_settings(model: type[Settings], path: Path, kind: type[VisionSAEError]) -> Settings:
+    """Raises `kind` for another schema (looked at first), unknown keys, or what is no such file."""
+    try:
+        raw = json.loads(path.read_bytes())
+        known = model.model_fields["schema_number"].default
+        if isinstance(raw, dict) and raw.get("schema_number", known) != known:
+            raise kind(f"{path} has schema {raw['schema_number']}; this version reads {known}")
+        return model.model_validate(raw)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise kind(f"{path} is not JSON: {error}") from error
+    except ValidationError as error:
+        raise kind(f"{path} does not hold what it should: {plain_error(error)}") from error

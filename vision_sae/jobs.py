@@ -23,10 +23,11 @@ from vision_sae.errors import DataError, MismatchError, OutputExists, UnknownNam
 from vision_sae.files import write_json
 from vision_sae.latents import Scan, check_match
 from vision_sae.logs import METRICS, TrainingLog
+from vision_sae.resume import DESCRIPTION, forget
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.splice import Spliced, splice_accuracy
 from vision_sae.store import Store
-from vision_sae.train import DESCRIPTION, TrainConfig, forget, train
+from vision_sae.train import TrainConfig, train
 
 NAMES, DETECTIONS = "names.json", "detections.json"
 Tell = Callable[[int], None]

@@ -74,12 +74,14 @@ class SAE(nn.Module):
     """A sparse autoencoder with unit-norm atoms and the encoder started as their transpose.
 
     `threshold` is used by BatchTopK at inference: the calibrated one, or the running average
-    `threshold_ema` until there is one. Either is NaN while unset. `provenance` says which model,
+    `threshold_ema` until there is one. Either is NaN while unset. `scale` records the factor that
+    inputs had in training; it is folded into the weights already. `provenance` says which model,
     site and images it was trained on, where that is known.
     """
 
     threshold: Tensor
     threshold_ema: Tensor
+    scale: Tensor
     provenance: Provenance | None = None
 
     def __init__(self, config: SAEConfig, *, seed: int = 0) -> None:
@@ -94,6 +96,7 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(config.d))
         self.register_buffer("threshold", torch.tensor(torch.nan))
         self.register_buffer("threshold_ema", torch.tensor(torch.nan))
+        self.register_buffer("scale", torch.tensor(1.0, dtype=torch.float64))
 
     def pre_activations(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n s"]:
         """z, dense. Raises DataError when the width is another one."""
@@ -163,3 +166,4 @@ class SAE(nn.Module):
         """
         for value in (self.b_enc, self.b_dec, self.threshold, self.threshold_ema):
             value.div_(scale)
+        self.scale.mul_(scale)

@@ -5,30 +5,25 @@ Everything a step depends on is (weights, moments, counters, step number): a res
 """
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vision_sae import losses
 from vision_sae.codes import Codes
 from vision_sae.config import Frozen, plain_error
-from vision_sae.errors import CheckpointError, ConfigError, DataError
-from vision_sae.files import part, write_json, write_tensors
+from vision_sae.errors import ConfigError, DataError
+from vision_sae.resume import STATE, forget, load_state, save_state
 from vision_sae.sae import SAE
+from vision_sae.signals import uninterrupted
 from vision_sae.statistics import calibrate, centre
 
-STATE, DESCRIPTION = "training.safetensors", "training.json"
 THRESHOLD_RATE = 0.01  # of the running BatchTopK threshold, as SAELens'
 
 
@@ -179,70 +174,6 @@ class Trainer:
             self.sae.threshold.copy_(calibrate(self.sae, sample))
         return self.sae.eval()
 
-    def save(self, folder: Path) -> None:
-        """Everything a resumed run needs, in one safetensors file and a JSON beside it."""
-        tensors = {f"sae.{name}": t for name, t in self.sae.state_dict().items()}
-        for i, moments in self.adam.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{name}": t for name, t in moments.items()}
-        tensors["since_fired"] = self.since_fired
-        tensors["step"] = torch.tensor(self.step)
-        tensors["scale"] = torch.tensor(self.scale, dtype=torch.float64)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / DESCRIPTION, self._describe())
-        write_tensors(folder / STATE, tensors)
-
-    def _describe(self) -> dict[str, Any]:
-        provenance = self.sae.provenance
-        return {
-            "sae": self.sae.config.model_dump(),
-            "train": self.config.model_dump(),
-            "provenance": provenance.model_dump() if provenance else None,
-        }
-
-    def resume(self, folder: Path) -> None:
-        """Go on where `save` left off. Raises CheckpointError when the settings are others."""
-        import json
-
-        saved = json.loads((folder / DESCRIPTION).read_text())
-        if saved != self._describe():
-            differ = [key for key, value in self._describe().items() if saved.get(key) != value]
-            raise CheckpointError(
-                f"{folder} holds an unfinished training with other settings ({', '.join(differ)}); "
-                "finish it with the same command, or pass --overwrite"
-            )
-        try:
-            state = load_file(folder / STATE)
-        except SafetensorError as error:
-            raise CheckpointError(f"{folder / STATE}: {error}; pass --overwrite") from error
-        self.sae.load_state_dict(part(state, "sae."))
-        adam = self.adam.state_dict()
-        for name, tensor in part(state, "adam.").items():
-            number, key = name.split(".")
-            adam["state"].setdefault(int(number), {})[key] = tensor
-        self.adam.load_state_dict(adam)
-        self.since_fired.copy_(state["since_fired"])
-        self.step, self.scale = int(state["step"]), float(state["scale"])
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM until the block ends; only the main thread ever gets them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    usual = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-        for late in came:
-            signal.raise_signal(late)
-
 
 def _check_finite(rows: Tensor, what: str) -> None:
     bad = int((~rows.isfinite().all(1)).sum())
@@ -269,7 +200,7 @@ def train(
     """
     trainer = Trainer(sae, source, config or TrainConfig())
     if folder and (folder / STATE).exists():
-        trainer.resume(folder)
+        load_state(trainer, folder)
     else:
         trainer.start()
     saved = time.monotonic()
@@ -277,14 +208,14 @@ def train(
     def keep() -> None:
         nonlocal saved
         if folder and time.monotonic() - saved > checkpoint_seconds:
-            trainer.save(folder)
+            save_state(trainer, folder)
             saved = time.monotonic()
 
     try:
         trainer.run(on_log or (lambda step, numbers: None), log_every, keep)
     except KeyboardInterrupt:
         if folder:
-            trainer.save(folder)
+            save_state(trainer, folder)
         raise
     sae = trainer.finish()
     if on_finish:
@@ -292,9 +223,3 @@ def train(
     if folder:
         forget(folder)
     return sae
-
-
-def forget(folder: Path) -> None:
-    """Remove the state of a run: it is done, or to be done anew."""
-    for name in (STATE, DESCRIPTION):  # in this order: a state without its description misleads
-        (folder / name).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vision_sae.errors import CheckpointError, DataError
 from vision_sae.metrics import evaluate
+from vision_sae.resume import load_state, save_state
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import MemoryStore
 from vision_sae.train import TrainConfig, Trainer, train
@@ -92,7 +93,7 @@ def test_equal_seeds_give_equal_runs() -> None:
 
 
 def test_other_settings_do_not_resume(tmp_path: Path) -> None:
-    Trainer(small_sae(), MemoryStore(noise()), SHORT).save(tmp_path)
+    save_state(Trainer(small_sae(), MemoryStore(noise()), SHORT), tmp_path)
     other = SHORT.model_copy(update={"lr": 1.0})
     with pytest.raises(CheckpointError, match=r"unfinished training with other settings \(train\)"):
         train(small_sae(), MemoryStore(noise()), other, folder=tmp_path)
@@ -110,7 +111,7 @@ def test_nan_in_the_data_stops_with_the_step_and_keeps_the_checkpoint(tmp_path: 
     with pytest.raises(DataError, match=r"NaN or infinity in 32 of 32 rows of .* step 4"):
         train(small_sae(), Poisoned(noise()), SHORT, folder=tmp_path, checkpoint_seconds=-1)
     resumed = Trainer(small_sae(), MemoryStore(noise()), SHORT)
-    resumed.resume(tmp_path)
+    load_state(resumed, tmp_path)
     assert resumed.step == 4
     assert bool(resumed.sae.W_enc.isfinite().all())
 

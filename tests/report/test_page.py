@@ -38,7 +38,7 @@ def latent(number: int, **other: Any) -> LatentFacts:
         top=[Picture(number % 5, 2.0, [[0.0, 1.0], [2.0, 0.5]])],
         quantiles={"50 to 75%": [Picture(1, 1.0)]},
         neighbours=[(0, 0.5)],
-        detection=Detection("style", "flat", 0.9, 0.8, 0.85, 0.95),
+        detection=Detection(number, "style", "flat", 0.5, 0.9, 0.8, 0.85, 0.95),
         xy=(0.25, 0.75),
     )
     return replace(facts, **other)
@@ -102,7 +102,7 @@ def test_a_smaller_report_leaves_nothing_of_a_larger_one(tmp_path: Path) -> None
 
 
 def test_user_text_stays_text(tmp_path: Path) -> None:
-    found = Detection(HOSTILE, HOSTILE, 1, 1, 1, 1)
+    found = Detection(0, HOSTILE, HOSTILE, 0.5, 1, 1, 1, 1)
     hostile = latent(0, name=HOSTILE, runner_up=HOSTILE, detection=found)
     images = [ImageFacts(HOSTILE, HOSTILE, solid(COLOURS[0]))] * 2
     facts = report([hostile], title=HOSTILE, images=images)

@@ -169,10 +169,10 @@ def test_a_store_without_a_shard_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not a store's index: Invalid JSON"),
-        ("\x00\x01", "is not a store's index"),
-        ("[]", "is not a store's index"),
-        ("{}", "is not a store's index: Field required"),
+        ("{", "index.json is not JSON"),
+        ("\x00\x01", "index.json is not JSON"),
+        ("[]", "index.json does not hold what it should"),
+        ("{}", "provenance: Field required"),
     ],
 )
 def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,12 @@ Data = Annotated[
 class Family(StrEnum):
     topk = "topk"
     batchtopk = "batchtopk"
+
+
+class Centre(StrEnum):
+    median = "median"
+    mean = "mean"
+    zero = "zero"
 
 
 class Which(StrEnum):
@@ -93,6 +99,9 @@ def train(
     steps_: Annotated[int, typer.Option("--steps")] = 2000,
     batch_size: int = 4096,
     lr: Annotated[float | None, typer.Option(help="Default: 2e-4 / sqrt(latents / 16384).")] = None,
+    centre: Annotated[
+        Centre, typer.Option(help="Start of the decoder bias: geometric median, mean or zero.")
+    ] = Centre.median,
     seed: int = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -101,7 +110,8 @@ def train(
     Example: `vision-sae train --acts acts/ --family topk --k 16 --expansion 16 --out sae/`
     """
     with show.errors():
-        options = {"steps": steps_, "batch_size": batch_size, "lr": lr, "seed": seed}
+        options: dict[str, Any] = {"steps": steps_, "batch_size": batch_size, "lr": lr}
+        options |= {"centre": centre.value, "seed": seed}
         steps.train(acts, out, family.value, k, expansion, options, overwrite)
 
 

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import ValidationError
 
-from vision_sae.config import Frozen
+from vision_sae.config import Frozen, Versioned, read_settings
 from vision_sae.errors import StoreError
 from vision_sae.files import write_json
 from vision_sae.provenance import Provenance
 
 INDEX = "index.json"
-SCHEMA = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -28,10 +26,9 @@ class Shard(Frozen):
     sha256: str
 
 
-class StoreIndex(Frozen):
+class StoreIndex(Versioned):
     """`seen` is the position in the source at which a resumed run goes on."""
 
-    schema_number: int = SCHEMA
     provenance: Provenance
     dtype: DType
     width: int
@@ -67,13 +64,7 @@ def read_index(folder: Path) -> StoreIndex:
     path = folder / INDEX
     if not path.exists():
         raise StoreError(f"{folder} is no activation store: it has no {INDEX}")
-    try:
-        index = StoreIndex.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise StoreError(f"{path} is not a store's index: {error.errors()[0]['msg']}") from error
-    if index.schema_number != SCHEMA:
-        raise StoreError(f"{path} has schema {index.schema_number}; this version reads {SCHEMA}")
-    return index
+    return read_settings(StoreIndex, path, StoreError)
 
 
 class Row(NamedTuple):
