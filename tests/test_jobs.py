@@ -159,6 +159,6 @@ def test_latents_that_never_fire_have_no_names(
     sae = SAE(SAEConfig.of(WIDTH, 48, "topk", 4)).eval()
     with torch.no_grad():
         sae.b_enc.fill_(-100)
-    monkeypatch.setattr("vision_sae.jobs.check_model", lambda adapter, store: None)
+    monkeypatch.setattr("vision_sae.jobs.naming.check_model", lambda adapter, store: None)
     with pytest.raises(DataError, match="no latent of this SAE ever fires"):
         name_sae(ToyAdapter(), store, scan(sae, store), ["a", "b"])

@@ -17,6 +17,7 @@ from vision_sae.jobs import (
     detect_factors,
     known_names,
     name_sae,
+    save_findings,
     splice_sae,
     train_store,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "name_sae",
     "open_data",
     "save",
+    "save_findings",
     "scan",
     "splice_sae",
     "train",

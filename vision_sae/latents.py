@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vision_sae.codes import Codes
-from vision_sae.errors import MismatchError
 from vision_sae.hooks import inference
+from vision_sae.matching import check_match
 from vision_sae.metrics import Metrics, Running
 from vision_sae.sae import SAE
 from vision_sae.store import Store
@@ -62,16 +62,6 @@ class Scan:
             inside = (self.frequencies > low) & (self.frequencies <= high)
             counts[f"{low:g} to {high:g}"] = int(inside.sum())
         return counts
-
-
-def check_match(sae: SAE, store: Store) -> None:
-    """Raises MismatchError when the SAE was trained on another model, site or kind of token."""
-    if sae.config.d != store.width:
-        raise MismatchError(f"the SAE reads width {sae.config.d}, the store holds {store.width}")
-    if sae.provenance and (reason := sae.provenance.differs(store.index.provenance)):
-        raise MismatchError(
-            f"the SAE and the store {store.folder} do not belong together: {reason}"
-        )
 
 
 def scan(sae: SAE, store: Store, *, tell: Callable[[int], None] = lambda images: None) -> Scan:

@@ -142,7 +142,7 @@ def _splice(
 
 def name(opened: Opened, vocabulary: Path | None, as_json: bool) -> dict[str, float]:
     folder, _, store, found = opened
-    words = read_vocabulary(vocabulary) if vocabulary else jobs.known_names(store)
+    words = read_vocabulary(vocabulary) if vocabulary else None
     adapter = load_adapter(store.index.provenance.model)
     with show.progress("embed", None, "images") as advance:
         names = jobs.name_sae(adapter, store, found, words, tell=lambda n: advance(n, ""))

@@ -12,7 +12,7 @@ from torch import Tensor
 from vision_sae import checkpoint, factors, naming
 from vision_sae.errors import require
 from vision_sae.hooks import inference
-from vision_sae.jobs import pick_images, share_detecting
+from vision_sae.jobs import pictures, share_detecting
 from vision_sae.latents import ImageCodes, Scan
 from vision_sae.logs import read_metrics
 from vision_sae.report.facts import ImageFacts, LatentFacts, Picture, ReportFacts
@@ -118,14 +118,18 @@ def _heats(sae: SAE, store: Store, chosen: dict[int, Groups], tell: Tell) -> Hea
 def _images(store: Store, chosen: dict[int, Groups]) -> tuple[dict[int, int], list[ImageFacts]]:
     """Thumbnails of every image shown, and where each stands in the list."""
     shown = sorted({i for groups in chosen.values() for pairs in groups.values() for i, _ in pairs})
-    pictures = pick_images(store, shown)
     facts = []
-    for i in shown:
+    for i, picture in pictures(store, shown):
         about = store.about[i]
         caption = str(about.get("caption") or about.get("label") or store.keys[i])
-        small = pictures[i].convert("RGB").resize((THUMBNAIL, THUMBNAIL))
-        facts.append(ImageFacts(store.keys[i], caption, small))
+        facts.append(ImageFacts(store.keys[i], caption, thumbnail(picture)))
     return {image: n for n, image in enumerate(shown)}, facts
+
+
+def thumbnail(picture: Any) -> Any:
+    """The central square, as CLIP's and timm's preprocessing cut it, so that heatmaps fit."""
+    ops = require("PIL.ImageOps", "images")
+    return ops.fit(picture.convert("RGB"), (THUMBNAIL, THUMBNAIL))
 
 
 def _latent(

@@ -1,0 +1,31 @@
+"""The main job, step by step, as the command line runs it: each step is a call from Python too.
+
+images -> extract -> acts/ -> train -> sae/ -> evaluate -> name -> report -> report/index.html
+"""
+
+from vision_sae.jobs.findings import (
+    findings_as_data,
+    read_findings,
+    save_findings,
+    share_detecting,
+    summary_of,
+)
+from vision_sae.jobs.naming import detect_factors, known_names, name_sae
+from vision_sae.jobs.pictures import pictures
+from vision_sae.jobs.splicing import splice_sae
+from vision_sae.jobs.training import store_of, train_store
+
+__all__ = [
+    "detect_factors",
+    "findings_as_data",
+    "known_names",
+    "name_sae",
+    "pictures",
+    "read_findings",
+    "save_findings",
+    "share_detecting",
+    "splice_sae",
+    "store_of",
+    "summary_of",
+    "train_store",
+]

@@ -1,0 +1,52 @@
+"""Name a store's latents with the model that it came from, and test them on known factors."""
+
+from collections.abc import Callable, Sequence
+
+from vision_sae import factors, naming
+from vision_sae.adapter import Adapter, TextImageAdapter
+from vision_sae.errors import DataError
+from vision_sae.jobs.pictures import embed_images
+from vision_sae.latents import Scan
+from vision_sae.matching import check_model
+from vision_sae.store import Store
+
+
+def name_sae(
+    adapter: Adapter,
+    store: Store,
+    found: Scan,
+    words: Sequence[str] | None = None,
+    *,
+    top: int = 20,
+    tell: Callable[[int], None] = lambda images: None,
+) -> list[naming.Name]:
+    """A name for each live latent, from `words` or else the names that the images carry.
+
+    Raises MismatchError for another model, DataError for one without text embeddings.
+    """
+    check_model(adapter, store)
+    if not isinstance(adapter, TextImageAdapter):
+        raise DataError(f"{adapter.name} has no text embeddings, so it cannot name latents")
+    images = naming.top_images(found.codes, top)
+    if not images:
+        raise DataError("no latent of this SAE ever fires, so there is nothing to name")
+    words = list(words or known_names(store))
+    embedded = embed_images(adapter, store, images, tell)
+    live, directions = naming.latent_directions(found.codes, embedded, top)
+    return naming.name_latents(live, directions, words, adapter.embed_texts(words).cpu())
+
+
+def detect_factors(store: Store, found: Scan) -> list[factors.Detection]:
+    """Each live latent against the known factors of the store's images; empty without factors."""
+    labels = factors.labels_of(store.about)
+    if not labels.names:
+        return []
+    return factors.detections(found.codes, labels, factors.halves(store.keys))
+
+
+def known_names(store: Store) -> list[str]:
+    """The names of the store's images, as a vocabulary. Raises DataError when they have none."""
+    names = {str(a[k]) for a in store.about for k in ("name", "label") if k in a}
+    if len(names) < 2:
+        raise DataError("the images carry no names to choose from; pass --vocabulary words.txt")
+    return sorted(names)

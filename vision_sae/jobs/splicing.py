@@ -1,0 +1,75 @@
+"""Splice an SAE's reconstruction into the model it came from, and measure zero-shot accuracy."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vision_sae.adapter import Adapter, TextImageAdapter, probe_site
+from vision_sae.data import ImageSource, open_data
+from vision_sae.data.decode import decoded
+from vision_sae.errors import DataError, UnknownName
+from vision_sae.matching import check_match, check_model
+from vision_sae.sae import SAE
+from vision_sae.splice import Spliced, splice_accuracy
+from vision_sae.store import Store
+
+
+def splice_sae(
+    adapter: Adapter,
+    sae: SAE,
+    store: Store,
+    *,
+    source: ImageSource | None = None,
+    label: str | None = None,
+    images: int = 1000,
+    tell: Callable[[int], None] = lambda images: None,
+) -> Spliced:
+    """Zero-shot accuracy with the reconstruction spliced in, on the first images of a source.
+
+    The classes are all values of `label` (by default `name`, else `label`) among the store's
+    images and these. Raises MismatchError, DataError, UnknownName for a label that is not there.
+    """
+    check_model(adapter, store)
+    check_match(sae, store)
+    if not isinstance(adapter, TextImageAdapter):
+        raise DataError(f"{adapter.name} has no text embeddings, so there is no zero-shot accuracy")
+    source = source or open_data(store.index.provenance.data)
+    known = [*store.about, *(item.about for item in islice(source.items(), images))]
+    label = _label_key(known, label)
+    classes = sorted({str(about[label]) for about in known if label in about})
+    texts = adapter.embed_texts(classes).cpu()
+    where = store.index.provenance
+    example = adapter.prepare([next(i.image for i in decoded(source) if i.image)])
+    site = probe_site(adapter, where.site, example)
+    batches = _labelled(adapter, source, label, classes, images, tell)
+    mean = store.sample(2**14).mean(0)
+    return splice_accuracy(adapter, sae, site, where.tokens, mean, texts, batches)
+
+
+def _label_key(about: Sequence[dict[str, Any]], label: str | None) -> str:
+    keys = {key for known in about for key in known}
+    for key in [label] if label else ["name", "label"]:
+        if key in keys:
+            return key
+    raise UnknownName("label", label or "label", keys)
+
+
+def _labelled(
+    adapter: Adapter,
+    source: ImageSource,
+    label: str,
+    classes: list[str],
+    images: int,
+    tell: Callable[[int], None],
+) -> Iterator[tuple[Tensor, Int[Tensor, " b"]]]:
+    """Prepared batches of readable, labelled images with their class numbers."""
+    number = {name: i for i, name in enumerate(classes)}
+    rows = (i for i in islice(decoded(source), images) if i.image and label in i.about)
+    while group := list(islice(rows, 64)):
+        truth = torch.tensor([number[str(i.about[label])] for i in group])
+        yield adapter.prepare([i.image for i in group]), truth
+        tell(len(group))

@@ -1,0 +1,27 @@
+"""SAEs, stores and models that do not belong together are refused."""
+
+from vision_sae.adapter import Adapter, fingerprint
+from vision_sae.errors import MismatchError
+from vision_sae.sae import SAE
+from vision_sae.store import Store
+
+
+def check_match(sae: SAE, store: Store) -> None:
+    """Raises MismatchError when the SAE was trained on another model, site or kind of token."""
+    if sae.config.d != store.width:
+        raise MismatchError(f"the SAE reads width {sae.config.d}, the store holds {store.width}")
+    if sae.provenance and (reason := sae.provenance.differs(store.index.provenance)):
+        raise MismatchError(
+            f"the SAE and the store {store.folder} do not belong together: {reason}"
+        )
+
+
+def check_model(adapter: Adapter, store: Store) -> None:
+    """Raises MismatchError when the store was made with another model, or other weights."""
+    provenance = store.index.provenance
+    if adapter.name != provenance.model:
+        raise MismatchError(f"the activations are from {provenance.model!r}, not {adapter.name!r}")
+    if fingerprint(adapter.model) != provenance.fingerprint:
+        raise MismatchError(
+            f"{adapter.name!r} has other weights than when the activations were made; extract again"
+        )
