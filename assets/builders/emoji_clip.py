@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vision_sae.assets.canvas import augment, emoji_canvas
-from vision_sae.files import part
+from vision_sae.files import part, write_tensors
 
 BATCH, LR, WARMUP, DECAY, WEIGHT_DECAY = 256, 1e-3, 400, 0.35, 0.1
 EMA, BANK_EVERY, GREY = 0.999, 20, 0.1
@@ -253,9 +253,7 @@ def all_names() -> list[str]:
 def export(model: Any, path: Path) -> None:
     """fp16 safetensors, in the names that open_clip loads."""
     state = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
-    partial = path.with_suffix(".partial")
-    save_file(state, partial)
-    partial.rename(path)
+    write_tensors(path, state)
 
 
 def main() -> None:

@@ -62,7 +62,8 @@ def progress(title: str, total: int | None, unit: str) -> Iterator[Callable[[int
 
 def table(title: str, rows: Mapping[str, Any]) -> None:
     """Two columns: what, and how much."""
-    grid = Table(title=title, title_justify="left", show_header=False)
+    results.print(f"\n{title}", style="bold", soft_wrap=True)  # a Table's own title would wrap
+    grid = Table(show_header=False)
     for name, value in rows.items():
         grid.add_row(name, number(value))
     results.print(grid)
