@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test unit lint bench clean
 
 .venv/installed: pyproject.toml
 	test -x $(PY) || python3 -m venv .venv
@@ -15,6 +15,9 @@ demo: .venv/installed  ## extract, train, eval, name and report on the embedded 
 
 test: .venv/installed
 	$(BIN)/pytest
+
+unit: .venv/installed  ## the part that runs in seconds
+	$(BIN)/pytest -m "not slow"
 
 # mypy cannot follow an editable install with mapped folders: it reads a tree of links
 lint: .venv/installed
