@@ -1,4 +1,4 @@
-"""Does a latent detect something known? Its best factor value, scored on images held back."""
+"""Does a latent detect something known? Its best factor value, cross-validated."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ NOT_FACTORS = frozenset({"caption", "name", "emoji", "held_out", "key"})  # labe
 
 @dataclass(frozen=True)
 class Detection:
-    """One latent as a detector of one value: `threshold` was chosen on other images than these."""
+    """One latent as a detector of one value; the rates are cross-validated, see `detections`."""
 
     latent: int
     factor: str
@@ -56,32 +56,80 @@ def labels_of(about: Sequence[dict[str, Any]], *, least: int = 5) -> Labels:
     return Labels(list(kept), torch.tensor(images).long(), torch.tensor(values).long(), len(about))
 
 
-def halves(keys: Sequence[str]) -> Bool[Tensor, " images"]:
-    """A fixed split by the hash of each key: True chooses thresholds, False scores them."""
-    return torch.tensor([hashlib.sha256(k.encode()).digest()[0] % 2 == 0 for k in keys])
+def folds(keys: Sequence[str], n: int = 5) -> Int[Tensor, " images"]:
+    """A fixed fold number for each image, by the hash of its key."""
+    return torch.tensor([hashlib.sha256(key.encode()).digest()[0] % n for key in keys])
 
 
-def detections(
-    codes: ImageCodes, labels: Labels, choose: Bool[Tensor, " images"]
-) -> list[Detection]:
-    """Each live latent's best value and threshold by F1 on one half, scored on the other."""
+def detections(codes: ImageCodes, labels: Labels, fold: Int[Tensor, " images"]) -> list[Detection]:
+    """Each live latent's best value by F1, cross-validated over folds of the images.
+
+    For each fold the best (value, threshold) is chosen on the others and applied to it; precision,
+    recall and F1 pool all folds, so no image is scored by a threshold that it helped to choose.
+    The value, threshold and AUROC told are those of all images.
+    """
     by_image = _values_by_image(labels)
-    totals = labels.counts(choose), labels.counts(~choose)
+    has = _Members(labels)
+    parts = [fold == number for number in fold.unique()]
     found = []
     for latent in codes.counts().nonzero()[:, 0].tolist():
         images, values = codes.of(latent)
-        mine = choose[images]
-        best = _best_value(images[mine], values[mine], by_image, totals[0])
+        best = _best_value(images, values, by_image, labels.counts(fold >= 0))
         if best is None:
             continue
         v, threshold = best
-        positive = torch.zeros(labels.images, dtype=torch.bool)
-        positive[labels.image[labels.value == v]] = True
+        counts = torch.zeros(3, dtype=torch.int64)  # hits, fired, positive
+        for held_out in parts:
+            counts += _held_out_counts(images, values, held_out, by_image, labels, has)
         scores = torch.zeros(labels.images)
         scores[images] = values
-        numbers = _score(scores[~choose], positive[~choose], threshold)
-        found.append(Detection(latent, *labels.names[v], threshold, *numbers))
+        area = auroc(scores, has(v))
+        found.append(Detection(latent, *labels.names[v], threshold, *_rates(counts), area))
     return found
+
+
+class _Members:
+    """Which images have a value, as a mask; entries are sorted by value, so this is a slice."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        counts = torch.bincount(labels.value, minlength=len(labels.names))
+        self.ends: list[int] = counts.cumsum(0).tolist()
+
+    def __call__(self, value: int) -> Bool[Tensor, " images"]:
+        mask = torch.zeros(self.labels.images, dtype=torch.bool)
+        start = self.ends[value - 1] if value else 0
+        mask[self.labels.image[start : self.ends[value]]] = True
+        return mask
+
+
+def _held_out_counts(
+    images: Int[Tensor, " m"],
+    values: Float[Tensor, " m"],
+    held_out: Bool[Tensor, " images"],
+    by_image: tuple[Tensor, Tensor],
+    labels: Labels,
+    has: _Members,
+) -> Int[Tensor, " 3"]:
+    """(hits, fired, positive) on one fold, with value and threshold chosen on the others."""
+    here = held_out[images]
+    best = _best_value(images[~here], values[~here], by_image, labels.counts(~held_out))
+    if best is None:
+        return torch.tensor([0, int(here.sum()), 0])
+    positive = has(best[0])
+    fired = images[here][values[here] >= best[1]]
+    hits = int(positive[fired].sum())
+    return torch.tensor([hits, len(fired), int((positive & held_out).sum())])
+
+
+def _rates(counts: Int[Tensor, " 3"]) -> tuple[float, float, float]:
+    """Precision, recall and F1 of (hits, fired, positive); NaN where undefined."""
+    hits, fired, positive = counts.tolist()
+    return (
+        hits / fired if fired else float("nan"),
+        hits / positive if positive else float("nan"),
+        2 * hits / (fired + positive) if fired + positive else 0.0,
+    )
 
 
 def _values_by_image(labels: Labels) -> tuple[Tensor, Tensor]:
@@ -127,18 +175,6 @@ def _running_count(value: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
     counts = torch.empty_like(value)
     counts[order] = place - first + 1
     return counts
-
-
-def _score(
-    scores: Float[Tensor, " m"], positive: Bool[Tensor, " m"], threshold: float
-) -> tuple[float, float, float, float]:
-    """Precision, recall, F1 at the threshold, and AUROC; NaN where they are undefined."""
-    fires = scores >= threshold
-    hits = float((fires & positive).sum())
-    precision = hits / float(fires.sum()) if bool(fires.any()) else float("nan")
-    recall = hits / float(positive.sum()) if bool(positive.any()) else float("nan")
-    both = float(fires.sum() + positive.sum())
-    return precision, recall, 2 * hits / both if both else 0.0, auroc(scores, positive)
 
 
 def auroc(scores: Float[Tensor, " m"], positive: Bool[Tensor, " m"]) -> float:

@@ -22,7 +22,7 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
     return modules[path]
 
 
-def _tensor_of(output: Any, path: str) -> Tensor:
+def tensor_of(output: Any, path: str) -> Tensor:
     """The output itself, or the first tensor of a tuple, as attention modules give."""
     if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
         return output[0]
@@ -51,7 +51,7 @@ def capture(
     def keep(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             # a copy: what follows may work in place, as ReLU(inplace=True) does
-            captured[path] = _tensor_of(output, path).detach().clone()
+            captured[path] = tensor_of(output, path).detach().clone()
             if stop_early and captured.keys() >= set(paths):
                 raise _Enough
 
@@ -76,7 +76,7 @@ def edit(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Ite
     """
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        changed = change(_tensor_of(output, path))
+        changed = change(tensor_of(output, path))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = find_module(model, path).register_forward_hook(hook)

@@ -6,17 +6,17 @@ from pathlib import Path
 from vision_sae import checkpoint
 from vision_sae.cli import show, steps
 
-MODEL, DATA, SITE, TOKENS = "emoji-clip", "emoji-canvas", "visual.transformer.resblocks.4", "all"
-TRAINING = {"steps": 1500, "batch_size": 4096, "lr": 1e-3, "seed": 0}
+MODEL, DATA, SITE = "emoji-clip", "emoji-canvas", "visual.transformer.resblocks.5"
+TRAINING = {"steps": 1500, "batch_size": 1024, "lr": 2e-3, "seed": 0}
 
 
 def run(out: Path) -> Path:
     """Extract, train, eval, name and report below `out`; finished steps are not done again."""
     started = time.monotonic()
     acts, sae = out / "acts", out / "sae"
-    steps.extract(MODEL, SITE, DATA, acts, TOKENS, 64, "float32", False, False)  # type: ignore[arg-type]
+    steps.extract(MODEL, SITE, DATA, acts, "cls", 64, "float32", False, False)
     if not (sae / checkpoint.CONFIG).exists():
-        steps.train(acts, sae, "topk", 16, 16, TRAINING, False)
+        steps.train(acts, sae, "topk", 4, 4, TRAINING, False)
     opened = steps.open_sae(sae, acts)
     steps.evaluate(opened, MODEL, f"{DATA}:validation", None, 731, False)
     steps.name(opened, None, False)

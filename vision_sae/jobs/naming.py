@@ -41,7 +41,7 @@ def detect_factors(store: Store, found: Scan) -> list[factors.Detection]:
     labels = factors.labels_of(store.about)
     if not labels.names:
         return []
-    return factors.detections(found.codes, labels, factors.halves(store.keys))
+    return factors.detections(found.codes, labels, factors.folds(store.keys))
 
 
 def known_names(store: Store) -> list[str]:

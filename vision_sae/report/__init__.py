@@ -1,15 +1,19 @@
 """Pages and pictures: what an SAE's latents see."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from vision_sae import checkpoint
-from vision_sae.errors import claim_folder
+from vision_sae.adapter import Adapter, load_adapter
+from vision_sae.errors import VisionSAEError, claim_folder
 from vision_sae.jobs import read_findings, store_of
 from vision_sae.latents import Scan, scan
 from vision_sae.report.gather import gather
 from vision_sae.report.page import write_page
 from vision_sae.store import Store
+
+log = logging.getLogger(__name__)
 
 
 def write_report(
@@ -18,13 +22,15 @@ def write_report(
     *,
     store: Store | None = None,
     found: Scan | None = None,
+    adapter: Adapter | None = None,
     overwrite: bool = False,
     tell: Callable[[int], None] = lambda images: None,
 ) -> Path:
     """Write the page of a saved SAE, with the names that are saved beside it; returns index.html.
 
-    The store defaults to the one it was trained on; `found` saves encoding it again. Raises
-    OutputExists, MismatchError, DataError when the pictures are gone.
+    The store defaults to the one it was trained on; `found` saves encoding it again. Latents of
+    class tokens get heatmaps when their model, `adapter` or the one of that name, can be loaded.
+    Raises OutputExists, MismatchError, DataError when the pictures are gone.
     """
     folder, out = Path(folder), Path(out)
     claim_folder(out, "index.html", overwrite=overwrite)
@@ -33,9 +39,20 @@ def write_report(
     names, detections = read_findings(folder)
     facts = gather(
         sae, store, found or scan(sae, store), folder=folder, names=names, detections=detections,
-        tell=tell,
+        adapter=adapter or _adapter_of(store), tell=tell,
     )  # fmt: skip
     return write_page(facts, out)
+
+
+def _adapter_of(store: Store) -> Adapter | None:
+    """The model that class-token heatmaps need; None where none is needed or it has no name."""
+    if store.index.provenance.tokens != "cls":
+        return None
+    try:
+        return load_adapter(store.index.provenance.model)
+    except VisionSAEError as error:
+        log.warning("no heatmaps: %s", error)
+        return None
 
 
 __all__ = ["write_report"]

@@ -10,12 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae import checkpoint, factors, naming
+from vision_sae.adapter import Adapter
 from vision_sae.errors import require
-from vision_sae.hooks import inference
-from vision_sae.jobs import pictures, share_detecting
+from vision_sae.jobs.findings import share_detecting
+from vision_sae.jobs.pictures import pictures
 from vision_sae.latents import ImageCodes, Scan
 from vision_sae.logs import read_metrics
+from vision_sae.report import heat
 from vision_sae.report.facts import ImageFacts, LatentFacts, Picture, ReportFacts
+from vision_sae.report.heat import Heats, Wanted
 from vision_sae.sae import SAE
 from vision_sae.store import Store
 
@@ -32,12 +35,16 @@ def gather(
     folder: Path,
     names: Sequence[naming.Name] = (),
     detections: Sequence[factors.Detection] = (),
+    adapter: Adapter | None = None,
     least_score: float = 0.2,
     tell: Tell = lambda n: None,
 ) -> ReportFacts:
-    """Everything a report shows. A name whose score is below `least_score` is left out."""
+    """Everything a report shows. A name whose score is below `least_score` is left out.
+
+    With an `adapter`, latents of class tokens get heatmaps too.
+    """
     chosen = {s: _choose(found.codes, s) for s in found.live}
-    heats = _heats(sae, store, chosen, tell)
+    heats, meaning = _heats(sae, store, chosen, adapter, tell)
     number, images = _images(store, chosen)
     by_latent = {n.latent: n for n in names if n.score >= least_score}
     detected = {d.latent: d for d in detections}
@@ -63,7 +70,7 @@ def gather(
         )
     return ReportFacts(
         title="What the latents see",
-        provenance=_provenance(sae, folder, store),
+        provenance=_provenance(sae, folder, store) | {"heatmaps": meaning},
         numbers=numbers,
         frequencies=found.frequencies.tolist(),
         image_fvu=found.image_fvu.tolist(),
@@ -89,30 +96,25 @@ def _choose(codes: ImageCodes, latent: int) -> Groups:
     return groups
 
 
-Heats = dict[tuple[int, int], list[list[float]]]  # (latent, image) -> rows of patches
-
-
-def _heats(sae: SAE, store: Store, chosen: dict[int, Groups], tell: Tell) -> Heats:
-    """Activations per patch of every (latent, image) shown, one encoding per image."""
-    grid, prefix = store.index.grid, store.index.prefix_tokens
-    wanted: dict[int, list[int]] = {}
+def _wanted(chosen: dict[int, Groups]) -> Wanted:
+    """The latents that each shown image needs heat for."""
+    wanted: Wanted = {}
     for latent, groups in chosen.items():
         for image in {image for pairs in groups.values() for image, _ in pairs}:
             wanted.setdefault(image, []).append(latent)
-    heats: Heats = {}
-    if grid is None:
-        return heats
-    order = sorted(wanted)
-    with inference(sae):
-        for start in range(0, len(order), 128):
-            ids = order[start : start + 128]
-            acts = store.acts(ids)[:, prefix:]
-            dense = sae.encode(acts).to_dense().view(len(ids), -1, sae.config.s)  # [i patches s]
-            for row, image in enumerate(ids):
-                maps = dense[row][:, wanted[image]].T.reshape(-1, *grid).tolist()
-                heats |= {(s, image): heat for s, heat in zip(wanted[image], maps, strict=True)}
-            tell(len(ids))
-    return heats
+    return wanted
+
+
+def _heats(
+    sae: SAE, store: Store, chosen: dict[int, Groups], adapter: Adapter | None, tell: Tell
+) -> tuple[Heats, str]:
+    """The heat of every picture, and in words what it is."""
+    if store.index.grid is not None:
+        return heat.of_patches(sae, store, _wanted(chosen), tell), "activation of each patch"
+    if store.index.provenance.tokens == "cls" and adapter is not None:
+        heats = heat.of_class_token(adapter, sae, store, _wanted(chosen), tell)
+        return heats, "contribution of each patch to the class token (gradient x token, last block)"
+    return {}, "none: this site has no patches"
 
 
 def _images(store: Store, chosen: dict[int, Groups]) -> tuple[dict[int, int], list[ImageFacts]]:
