@@ -97,11 +97,11 @@ def _choose(codes: ImageCodes, latent: int) -> Groups:
 
 
 def _wanted(chosen: dict[int, Groups]) -> Wanted:
-    """The latents that each shown image needs heat for."""
+    """The latents that each shown image needs heat for, and how strongly they fire on it."""
     wanted: Wanted = {}
     for latent, groups in chosen.items():
-        for image in {image for pairs in groups.values() for image, _ in pairs}:
-            wanted.setdefault(image, []).append(latent)
+        for image, value in (pair for pairs in groups.values() for pair in pairs):
+            wanted.setdefault(image, {})[latent] = value
     return wanted
 
 
@@ -113,7 +113,7 @@ def _heats(
         return heat.of_patches(sae, store, _wanted(chosen), tell), "activation of each patch"
     if store.index.provenance.tokens == "cls" and adapter is not None:
         heats = heat.of_class_token(adapter, sae, store, _wanted(chosen), tell)
-        return heats, "contribution of each patch to the class token (gradient x token, last block)"
+        return heats, "what each patch adds to the class token in this block (gradient x token)"
     return {}, "none: this site has no patches"
 
 

@@ -15,7 +15,7 @@ from vision_sae.sae import SAE
 from vision_sae.store import Store
 
 Heats = dict[tuple[int, int], list[list[float]]]  # (latent, image) -> rows of patches
-Wanted = dict[int, list[int]]  # image -> latents
+Wanted = dict[int, dict[int, float]]  # image -> latent -> its activation there
 Tell = Callable[[int], None]
 PAIRS = 256  # (latent, image) pairs per backward pass
 
@@ -33,7 +33,7 @@ def of_patches(sae: SAE, store: Store, wanted: Wanted, tell: Tell) -> Heats:
             acts = store.acts(ids)[:, prefix:]
             dense = sae.encode(acts).to_dense().view(len(ids), -1, sae.config.s)  # [i patches s]
             for row, image in enumerate(ids):
-                maps = dense[row][:, wanted[image]].T.reshape(-1, *grid).tolist()
+                maps = dense[row][:, list(wanted[image])].T.reshape(-1, *grid).tolist()
                 heats |= {(s, image): heat for s, heat in zip(wanted[image], maps, strict=True)}
             tell(len(ids))
     return heats
@@ -42,7 +42,8 @@ def of_patches(sae: SAE, store: Store, wanted: Wanted, tell: Tell) -> Heats:
 def of_class_token(adapter: Adapter, sae: SAE, store: Store, wanted: Wanted, tell: Tell) -> Heats:
     """What each patch contributes, through the site's block, to the class token's latent.
 
-    Positive contributions, as shares of the largest in the image. Raises MismatchError.
+    Positive contributions, scaled so that an image's largest patch shows the latent's activation.
+    Raises MismatchError for another model.
     """
     check_model(adapter, store)
     heats: Heats = {}
@@ -68,7 +69,8 @@ def _of_batch(
         part = pairs[start : start + PAIRS]
         rows, latents = torch.tensor([p[0] for p in part]), torch.tensor([p[2] for p in part])
         heat = block.contributions(sae, rows, latents)[:, site.prefix :].relu()
-        heat = heat / heat.amax(1, keepdim=True).clamp(min=1e-12)
+        value = torch.tensor([wanted[image][s] for _, image, s in part])
+        heat = heat * (value / heat.amax(1).clamp(min=1e-12))[:, None]
         maps = heat.view(len(part), *(site.grid or ())).tolist()
         heats |= {(s, image): one for (_, image, s), one in zip(part, maps, strict=True)}
     return heats
