@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vision_sae.errors import DataError, MismatchError
-from vision_sae.factors import auroc, detections, halves, labels_of
+from vision_sae.factors import auroc, detections, folds, labels_of
 from vision_sae.latents import ImageCodes, scan
 from vision_sae.matching import check_match
 from vision_sae.naming import latent_directions, name_latents, read_vocabulary, top_images
@@ -115,18 +115,16 @@ def test_labels_leave_out_captions_rare_values_and_what_all_images_have() -> Non
     ]
 
 
-def slow_best(scores: Tensor, about: list[dict[str, Any]]) -> float:
-    """The largest F1 over all values and thresholds, by trying them all."""
-    labels = labels_of(about)
-    best = 0.0
-    for v in range(len(labels.names)):
+def slow_best(scores: Tensor, about: list[dict[str, Any]]) -> tuple[float, str, float]:
+    """The largest F1 over all values and thresholds, by trying them all: (F1, value, threshold)."""
+    labels, best = labels_of(about), (-1.0, "", 0.0)
+    for v, (_, name) in enumerate(labels.names):
         positive = torch.zeros(len(about), dtype=torch.bool)
         positive[labels.image[labels.value == v]] = True
-        for threshold in scores[scores > 0]:
+        for threshold in scores[scores > 0].tolist():
             fires = scores >= threshold
-            best = max(
-                best, 2 * float((fires & positive).sum()) / float(fires.sum() + positive.sum())
-            )
+            f1 = 2 * float((fires & positive).sum()) / float(fires.sum() + positive.sum())
+            best = max(best, (f1, name, threshold))
     return best
 
 
@@ -135,35 +133,44 @@ def test_the_best_value_and_threshold_is_the_best_of_all(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(30, generator=generator).relu()
     about = about_of(30)
-    every = torch.ones(30, dtype=torch.bool)
-    found = detections(image_codes(scores[:, None]), labels_of(about), every)
+    found = detections(image_codes(scores[:, None]), labels_of(about), torch.arange(30) % 3)
     if not found:
         assert not bool((scores > 0).any())
         return
     positive = torch.tensor([found[0].value in (a["style"], *a["tags"]) for a in about])
     fires = scores >= found[0].threshold
     got = 2 * float((fires & positive).sum()) / float(fires.sum() + positive.sum())
-    assert got == pytest.approx(slow_best(scores, about))
+    assert got == pytest.approx(slow_best(scores, about)[0])
 
 
-def test_a_planted_detector_is_found_and_scored_on_the_other_half() -> None:
+def test_rates_pool_the_folds_and_no_image_is_scored_by_its_own_threshold() -> None:
+    """The obvious twin: for each fold, the best of the others by trying them all."""
+    about = about_of(60)
+    noise = torch.randn(60, generator=torch.Generator().manual_seed(1))
+    scores = (noise + torch.tensor([2.0 * (a["style"] == "a") for a in about])).relu()
+    fold = torch.arange(60) % 4
+    hits = fired = positives = 0
+    for held_out in range(4):
+        rest = [i for i in range(60) if fold[i] != held_out]
+        _, value, threshold = slow_best(scores[rest], [about[i] for i in rest])
+        for i in (i for i in range(60) if fold[i] == held_out):
+            has = value in (about[i]["style"], *about[i]["tags"])
+            fires = bool(scores[i] >= threshold)
+            hits, fired, positives = hits + (has and fires), fired + fires, positives + has
+    (found,) = detections(image_codes(scores[:, None]), labels_of(about), fold)
+    assert found.precision == pytest.approx(hits / fired)
+    assert found.recall == pytest.approx(hits / positives)
+    assert found.f1 == pytest.approx(2 * hits / (fired + positives))
+
+
+def test_a_planted_detector_is_found() -> None:
     about = about_of(200)
     scores = torch.tensor([[float(a["style"] == "a"), float(i < 50)] for i, a in enumerate(about)])
-    one, two = detections(
-        image_codes(scores), labels_of(about), halves([str(i) for i in range(200)])
-    )
+    fold = folds([str(i) for i in range(200)])
+    assert set(fold.tolist()) == set(range(5))
+    one, two = detections(image_codes(scores), labels_of(about), fold)
     assert (one.factor, one.value, one.f1, one.auroc) == ("style", "a", 1.0, 1.0)
     assert (two.factor, two.value, two.precision, two.recall) == ("tags", "x", 1.0, 1.0)
-
-
-def test_scores_come_from_the_half_that_did_not_choose() -> None:
-    """On the choosing half the latent is perfect, on the other it is wrong everywhere."""
-    about = about_of(100)
-    choose = torch.arange(100) < 50
-    style_a = torch.tensor([a["style"] == "a" for a in about])
-    scores = torch.where(choose, style_a, ~style_a).float()
-    (found,) = detections(image_codes(scores[:, None]), labels_of(about), choose)
-    assert (found.value, found.f1, found.auroc) == ("a", 0.0, 0.0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=30))
