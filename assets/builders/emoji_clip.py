@@ -13,7 +13,6 @@ weights, captions drawn from several kinds, and a softmax of every image over *a
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vision_sae.assets.canvas import augment, emoji_canvas
 from vision_sae.files import part, write_tensors
+from vision_sae.store.order import shuffled
 
 BATCH, LR, WARMUP, DECAY, WEIGHT_DECAY = 256, 1e-3, 400, 0.35, 0.1
 EMA, BANK_EVERY, GREY = 0.999, 20, 0.1
@@ -205,17 +205,6 @@ class Trainer:
         torch._foreach_lerp_(average, model, 1 - decay)
 
 
-def row_batches(n: int, seed: int, step: int) -> Iterator[Tensor]:
-    """Batches from `step` on: every epoch a permutation seeded by its number."""
-    per_epoch = n // BATCH
-    while True:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step // per_epoch)
-        order = torch.randperm(n, generator=generator)
-        for i in range(step % per_epoch, per_epoch):
-            yield order[i * BATCH : (i + 1) * BATCH]
-            step += 1
-
-
 @torch.no_grad()
 def zero_shot(model: Any, tokenizer: Any, split: str, names: list[str]) -> dict[str, float]:
     """Top-1 and top-5 among `names`, on augmented pictures of held-out (concept, style) pairs."""
@@ -279,7 +268,7 @@ def run(
 ) -> None:
     """The loop: a line every 50 steps, validation every 500, a checkpoint every three minutes."""
     saved, started, bank = time.time(), time.time(), trainer.encode_bank(data)
-    for rows in row_batches(len(data.rgba), args.seed, trainer.step):
+    for rows in shuffled(len(data.rgba), BATCH, seed=args.seed, start=trainer.step):
         if trainer.step >= args.steps:
             break
         if trainer.step % BANK_EVERY == 0:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vision_sae.data import Item, decoded, pick
+from vision_sae.data import Item, decoded
 from vision_sae.errors import ConfigError, DataError
 
 
@@ -96,16 +96,3 @@ def test_looks_no_further_ahead_and_stops_its_threads(stop: Callable[[Any], None
 def test_senseless_settings_are_named() -> None:
     with pytest.raises(ConfigError, match="workers >= 1 .*workers=0"):
         next(decoded(FakeSource(3), workers=0))
-
-
-@given(st.sets(st.integers(0, 29)))
-def test_pick_opens_only_what_is_asked(positions: set[int]) -> None:
-    source = FakeSource(30)
-    assert reds(pick(source, positions)) == {i: i for i in positions}
-    assert source.opened == sorted(positions)
-
-
-@pytest.mark.parametrize("position", [30, -1])
-def test_pick_refuses_a_position_that_is_not_there(position: int) -> None:
-    with pytest.raises(DataError, match=f"fake has 30 images, none at position {position}"):
-        pick(FakeSource(30), [3, position])

@@ -1,7 +1,7 @@
-"""Decode a source's images ahead of their use, or only a few of them."""
+"""Decode a source's images ahead of their use."""
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -73,22 +73,3 @@ def _result(pending: _Pending, strict: bool) -> Decoded:
         if strict:
             raise
         return Decoded(position, item.key, item.about, None, str(error))
-
-
-def pick(source: ImageSource, positions: Collection[int]) -> dict[int, Any]:
-    """Decode only the images at these positions, in one pass.
-
-    Raises DataError for a broken image and for a position that the source does not have.
-    """
-    wanted = set(positions)
-    if not wanted:
-        return {}
-    images: dict[int, Any] = {}
-    first = max(min(wanted), 0)
-    for position, item in enumerate(source.items(first), first):
-        if position in wanted:
-            images[position] = item.open()
-        if len(images) == len(wanted):
-            return images
-    absent = sorted(wanted - images.keys())
-    raise DataError(f"{source.name} has {len(source)} images, none at position {absent[0]}")
