@@ -1,4 +1,4 @@
-"""The pictures behind a store's rows: the right ones, in order, or an error that says what changed."""
+"""The pictures behind a store's rows: the right ones in order, or an error naming the change."""
 
 from pathlib import Path
 
