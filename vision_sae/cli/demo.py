@@ -7,6 +7,15 @@ from vision_sae import checkpoint
 from vision_sae.cli import show, steps
 
 MODEL, DATA, SITE = "emoji-clip", "emoji-canvas", "visual.transformer.resblocks.5"
+SUMMARY = [
+    "fvu",
+    "l0",
+    "dead",
+    "zero-shot accuracy",
+    "with reconstruction",
+    "live latents",
+    "share with F1 of 0.5 or more",
+]
 TRAINING = {"steps": 1500, "batch_size": 1024, "lr": 2e-3, "seed": 0}
 
 
@@ -18,8 +27,9 @@ def run(out: Path) -> Path:
     if not (sae / checkpoint.CONFIG).exists():
         steps.train(acts, sae, "topk", 4, 4, TRAINING, False)
     opened = steps.open_sae(sae, acts)
-    steps.evaluate(opened, MODEL, f"{DATA}:validation", None, 731, False)
-    steps.name(opened, None, False)
+    numbers = steps.evaluate(opened, MODEL, f"{DATA}:validation", None, 731, False)
+    numbers |= steps.name(opened, None, False)
     page = steps.report(opened, out, overwrite=True)
+    show.table("the demo in numbers", {key: numbers[key] for key in SUMMARY})
     show.console.print(f"{time.monotonic() - started:.0f} s; open {page.resolve()}")
     return page

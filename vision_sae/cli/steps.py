@@ -12,9 +12,10 @@ from vision_sae.data.decode import decoded
 from vision_sae.errors import DataError
 from vision_sae.extract import extract as run_extract
 from vision_sae.latents import Scan, scan
-from vision_sae.naming import read_vocabulary
+from vision_sae.naming import read_vocabulary, top_images
 from vision_sae.provenance import Tokens
 from vision_sae.report import write_report
+from vision_sae.report.gather import shown_images
 from vision_sae.sae import SAE
 from vision_sae.store import Store, StoreIndex
 from vision_sae.store.index import DType
@@ -144,7 +145,7 @@ def name(opened: Opened, vocabulary: Path | None, as_json: bool) -> dict[str, fl
     folder, _, store, found = opened
     words = read_vocabulary(vocabulary) if vocabulary else None
     adapter = load_adapter(store.index.provenance.model)
-    with show.progress("embed", None, "images") as advance:
+    with show.progress("embed", len(top_images(found.codes)), "images") as advance:
         names = jobs.name_sae(adapter, store, found, words, tell=lambda n: advance(n, ""))
     detections = jobs.detect_factors(store, found)
     jobs.save_findings(folder, names, detections)
@@ -169,7 +170,7 @@ def name(opened: Opened, vocabulary: Path | None, as_json: bool) -> dict[str, fl
 
 def report(opened: Opened, out: Path, overwrite: bool) -> Path:
     folder, _, store, found = opened
-    with show.progress("pictures", None, "images") as advance:
+    with show.progress("pictures", len(shown_images(found)), "images") as advance:
         page = write_report(
             folder, out, store=store, found=found, overwrite=overwrite,
             tell=lambda n: advance(n, ""),

@@ -96,6 +96,12 @@ def _choose(codes: ImageCodes, latent: int) -> Groups:
     return groups
 
 
+def shown_images(found: Scan) -> list[int]:
+    """The images that a report of this scan shows, in order."""
+    chosen = (_choose(found.codes, s) for s in found.live)
+    return sorted({i for groups in chosen for pairs in groups.values() for i, _ in pairs})
+
+
 def _wanted(chosen: dict[int, Groups]) -> Wanted:
     """The latents that each shown image needs heat for, and how strongly they fire on it."""
     wanted: Wanted = {}
