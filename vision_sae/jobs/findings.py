@@ -34,11 +34,11 @@ def share_detecting(found: list[Detection], live: int, f1: float = 0.5) -> float
     return sum(d.f1 >= f1 for d in found) / max(1, live)
 
 
-def save_findings(folder: Path, names: list[Name], detections: list[Detection]) -> None:
+def save_findings(folder: Path | str, names: list[Name], detections: list[Detection]) -> None:
     """Write names and detections beside the SAE, for the report and for others to read."""
     found = findings_as_data(names, detections)
-    write_json(folder / NAMES, found["names"])
-    write_json(folder / DETECTIONS, found["detections"])
+    write_json(Path(folder) / NAMES, found["names"])
+    write_json(Path(folder) / DETECTIONS, found["detections"])
 
 
 def read_findings(folder: Path) -> tuple[list[Name], list[Detection]]:
