@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vision_sae.adapter import on_device
 from vision_sae.adapters.base import ModuleAdapter, Transform
 from vision_sae.errors import ConfigError, DataError, UnknownName, require
 from vision_sae.hooks import inference
@@ -28,20 +29,16 @@ class ClipAdapter(ModuleAdapter):
 
     def embed_images(self, batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e"]:
         with inference(self.model):
-            embedded = self.run(batch.to(self._device)).float()
+            embedded = self.run(on_device(self, batch)).float()
         return torch.nn.functional.normalize(embedded, dim=-1)
 
     def embed_texts(self, texts: Sequence[str], batch: int = 256) -> Float[Tensor, "n e"]:
-        parts = []
+        parts, device = [], next(self.model.parameters()).device
         with inference(self.model):
             for i in range(0, len(texts), batch):
-                tokens = self.tokenizer(list(texts[i : i + batch])).to(self._device)
+                tokens = self.tokenizer(list(texts[i : i + batch])).to(device)
                 parts.append(self.model.encode_text(tokens).float())  # type: ignore[operator]
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
 
 def _prefix(visual: Any) -> int:

@@ -145,6 +145,17 @@ def from_tokens(tokens: Float[Tensor, "b t d"], site: Site) -> Tensor:
     return tokens.movedim(0, site.batch_axis)
 
 
+def token_span(site: Site, which: Tokens) -> slice:
+    """Where the class token, the patches (also those to be pooled) or all tokens stand.
+
+    Raises DataError for a class token that is not there.
+    """
+    if which == "cls" and not site.prefix:
+        raise DataError(f"site {site.name!r} has no class token; choose patches, pooled or all")
+    starts = {"cls": 0, "all": 0, "patches": site.prefix, "pooled": site.prefix}
+    return slice(starts[which], 1 if which == "cls" else site.tokens)
+
+
 def select_tokens(
     tokens: Float[Tensor, "b t d"], site: Site, which: Tokens
 ) -> Float[Tensor, "b u d"]:
@@ -152,18 +163,10 @@ def select_tokens(
 
     Raises DataError when the site has no such tokens.
     """
-    if which == "all":
-        return tokens
-    if which == "cls":
-        if not site.prefix:
-            raise DataError(f"site {site.name!r} has no class token; choose patches, pooled or all")
-        return tokens[:, :1]
-    patches = tokens[:, site.prefix :]
-    if which == "pooled":
-        return patches.mean(1, keepdim=True)
-    if site.layout == "vector":
+    if which == "patches" and site.layout == "vector":
         raise DataError(f"site {site.name!r} gives one vector per image; choose pooled or all")
-    return patches
+    chosen = tokens[:, token_span(site, which)]
+    return chosen.mean(1, keepdim=True) if which == "pooled" else chosen
 
 
 def fingerprint(model: nn.Module, samples: int = 64) -> str:

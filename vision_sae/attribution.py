@@ -37,7 +37,8 @@ class BlockInputs:
         """Gradient x token, summed over the width: how each input token moves a pair's latent.
 
         A pair is an image of the batch and a latent; the latent is read off the class token that
-        the block gives. To first order the contributions add up to the latent's pre-activation.
+        the block gives. The contributions add up to the change of the latent's pre-activation per
+        relative change of all input tokens.
         """
         x = self.tokens[rows].detach().clone().requires_grad_()
         output = tensor_of(self.module(x, *self.rest, **self.kwargs), self.site.name)

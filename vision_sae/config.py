@@ -1,6 +1,7 @@
 """Settings are frozen data: pydantic models that refuse unknown keys and go through JSON."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,15 @@ class Frozen(BaseModel):
     """Immutable settings that refuse unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def first_difference(one: Frozen, other: Frozen, keys: Iterable[str]) -> str | None:
+    """The first of these settings that differs, in words; None when none does."""
+    for key in keys:
+        mine, theirs = getattr(one, key), getattr(other, key)
+        if mine != theirs:
+            return f"{key} {mine!r} against {theirs!r}"
+    return None
 
 
 def plain_error(error: ValidationError) -> str:

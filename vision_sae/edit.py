@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae.adapter import Site, from_tokens, to_tokens
+from vision_sae.adapter import Site, from_tokens, to_tokens, token_span
 from vision_sae.errors import DataError
 from vision_sae.provenance import Tokens
 from vision_sae.sae import SAE
@@ -27,16 +27,13 @@ def on_tokens(change: Change, site: Site, which: Tokens) -> Callable[[Tensor], T
     """
     if which == "pooled" and site.layout != "vector":
         raise DataError(f"pooled tokens of {site.name!r} are a mean, which cannot be put back")
-    if which == "cls" and not site.prefix:
-        raise DataError(f"site {site.name!r} has no class token; choose patches, pooled or all")
-    start = site.prefix if which == "patches" else 0
-    stop = 1 if which == "cls" else site.tokens
+    span = token_span(site, which)
 
     def changed(output: Tensor) -> Tensor:
         tokens = to_tokens(output, site).clone()
-        chosen = tokens[:, start:stop]
+        chosen = tokens[:, span]
         new = change(chosen.reshape(-1, site.width).float())
-        tokens[:, start:stop] = new.to(output.dtype).view_as(chosen)
+        tokens[:, span] = new.to(output.dtype).view_as(chosen)
         return from_tokens(tokens, site)
 
     return changed

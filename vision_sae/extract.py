@@ -17,8 +17,8 @@ from vision_sae.adapter import (
     to_tokens,
 )
 from vision_sae.data import ImageSource
-from vision_sae.data.decode import Decoded, decoded
-from vision_sae.errors import ConfigError, DataError
+from vision_sae.data.decode import Decoded, decoded, first_image
+from vision_sae.errors import ConfigError
 from vision_sae.hooks import capture, inference
 from vision_sae.provenance import Provenance, Tokens
 from vision_sae.store import Row, StoreIndex, StoreWriter
@@ -49,7 +49,7 @@ def extract(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1; got {batch_size}")
-    where = probe_site(adapter, site, _example(adapter, source))
+    where = probe_site(adapter, site, adapter.prepare([first_image(source)]))
     index = describe(adapter, source, where, tokens, dtype)
     writer = StoreWriter(Path(folder), index, overwrite=overwrite)
     tell = on_images or (lambda n: None)
@@ -61,14 +61,6 @@ def extract(
         write_batch(adapter, where, tokens, group, writer)
         tell(len(group))
     return writer.finish()
-
-
-def _example(adapter: Adapter, source: ImageSource) -> Tensor:
-    """The first readable image, as the model's input."""
-    for item in decoded(source, workers=1, ahead=1):
-        if item.image is not None:
-            return adapter.prepare([item.image])
-    raise DataError(f"no readable image in {source.name}")
 
 
 def describe(

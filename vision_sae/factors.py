@@ -70,17 +70,18 @@ def detections(codes: ImageCodes, labels: Labels, fold: Int[Tensor, " images"]) 
     """
     by_image = _values_by_image(labels)
     has = _Members(labels)
-    parts = [fold == number for number in fold.unique()]
+    totals = labels.counts(fold >= 0)
+    parts = [(fold == number, labels.counts(fold != number)) for number in fold.unique()]
     found = []
-    for latent in codes.counts().nonzero()[:, 0].tolist():
+    for latent in codes.live:
         images, values = codes.of(latent)
-        best = _best_value(images, values, by_image, labels.counts(fold >= 0))
+        best = _best_value(images, values, by_image, totals)
         if best is None:
             continue
         v, threshold = best
         counts = torch.zeros(3, dtype=torch.int64)  # hits, fired, positive
-        for held_out in parts:
-            counts += _held_out_counts(images, values, held_out, by_image, labels, has)
+        for held_out, others in parts:
+            counts += _held_out_counts(images, values, held_out, by_image, others, has)
         scores = torch.zeros(labels.images)
         scores[images] = values
         area = auroc(scores, has(v))
@@ -108,12 +109,15 @@ def _held_out_counts(
     values: Float[Tensor, " m"],
     held_out: Bool[Tensor, " images"],
     by_image: tuple[Tensor, Tensor],
-    labels: Labels,
+    others: Int[Tensor, " v"],
     has: _Members,
 ) -> Int[Tensor, " 3"]:
-    """(hits, fired, positive) on one fold, with value and threshold chosen on the others."""
+    """(hits, fired, positive) on one fold, with value and threshold chosen on the others.
+
+    `others` counts the images of the other folds that have each value.
+    """
     here = held_out[images]
-    best = _best_value(images[~here], values[~here], by_image, labels.counts(~held_out))
+    best = _best_value(images[~here], values[~here], by_image, others)
     if best is None:
         return torch.tensor([0, int(here.sum()), 0])
     positive = has(best[0])

@@ -87,13 +87,19 @@ def edit(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Ite
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside the block; all training flags are put back."""
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; all training flags are put back."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside the block."""
+    with evaluation(model), torch.inference_mode():
+        yield

@@ -33,14 +33,16 @@ class ImageCodes:
         part = slice(int(self.start[latent]), int(self.start[latent + 1]))
         return self.image[part], self.value[part]
 
-    def counts(self) -> Int[Tensor, " s"]:
-        """On how many images each latent fires."""
-        return self.start.diff()
+    @property
+    def live(self) -> list[int]:
+        """Latents that fire on any image."""
+        found: list[int] = self.start.diff().nonzero()[:, 0].tolist()
+        return found
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Everything one pass learns. `sums` and `image_fvu` feed means and the report."""
+    """Everything one pass learns."""
 
     metrics: Metrics
     frequencies: Float[Tensor, " s"]
@@ -51,8 +53,7 @@ class Scan:
     @property
     def live(self) -> list[int]:
         """Latents that fire at all."""
-        found: list[int] = self.frequencies.nonzero()[:, 0].tolist()
-        return found
+        return self.codes.live
 
     def frequency_histogram(self) -> dict[str, int]:
         """How many latents fire on which share of rows, by powers of ten."""

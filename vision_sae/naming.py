@@ -46,12 +46,11 @@ def latent_directions(
     that were not embedded are NaN and must not be among the top ones.
     """
     known = embeddings[~embeddings[:, 0].isnan()]
-    live: list[int] = codes.counts().nonzero()[:, 0].tolist()
     rows = []
-    for latent in live:
+    for latent in codes.live:
         images, values = (part[:top] for part in codes.of(latent))
         rows.append((embeddings[images] * values[:, None]).sum(0) / values.sum())
-    return live, F.normalize(torch.stack(rows) - known.mean(0), dim=1)
+    return codes.live, F.normalize(torch.stack(rows) - known.mean(0), dim=1)
 
 
 def name_latents(
@@ -71,6 +70,4 @@ def name_latents(
 
 def top_images(codes: ImageCodes, top: int = 20) -> list[int]:
     """The images that naming needs: the union of every latent's strongest."""
-    return sorted(
-        {i for s in codes.counts().nonzero()[:, 0].tolist() for i in codes.of(s)[0][:top].tolist()}
-    )
+    return sorted({i for s in codes.live for i in codes.of(s)[0][:top].tolist()})

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from vision_sae.config import Frozen
+from vision_sae.config import Frozen, first_difference
 
 Tokens = Literal["cls", "patches", "pooled", "all"]
 
@@ -18,8 +18,4 @@ class Provenance(Frozen):
 
     def differs(self, other: "Provenance") -> str | None:
         """What makes activations incomparable, in words; None when nothing does."""
-        for key in ("model", "fingerprint", "site", "tokens"):
-            mine, theirs = getattr(self, key), getattr(other, key)
-            if mine != theirs:
-                return f"{key} {mine!r} against {theirs!r}"
-        return None
+        return first_difference(self, other, ("model", "fingerprint", "site", "tokens"))

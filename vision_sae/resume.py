@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from vision_sae.errors import CheckpointError
 from vision_sae.files import part, write_json, write_tensors
@@ -20,14 +21,28 @@ STATE, DESCRIPTION = "training.safetensors", "training.json"
 def save_state(trainer: "Trainer", folder: Path) -> None:
     """Weights, moments, counters and the step in one safetensors file, the settings beside it."""
     tensors = {f"sae.{name}": t for name, t in trainer.sae.state_dict().items()}
-    for i, moments in trainer.adam.state_dict()["state"].items():
-        tensors |= {f"adam.{i}.{name}": t for name, t in moments.items()}
+    tensors |= optimizer_tensors(trainer.adam)
     tensors["since_fired"] = trainer.since_fired
     tensors["step"] = torch.tensor(trainer.step)
     tensors["scale"] = torch.tensor(trainer.scale, dtype=torch.float64)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / DESCRIPTION, _describe(trainer))
     write_tensors(folder / STATE, tensors)
+
+
+def optimizer_tensors(adam: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's moments and steps, named adam.<number of the parameter>.<what>."""
+    state = adam.state_dict()["state"]
+    return {f"adam.{i}.{name}": t for i, moments in state.items() for name, t in moments.items()}
+
+
+def restore_optimizer(adam: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`; other tensors are left aside."""
+    whole = adam.state_dict()
+    for name, tensor in part(tensors, "adam.").items():
+        number, key = name.split(".")
+        whole["state"].setdefault(int(number), {})[key] = tensor
+    adam.load_state_dict(whole)
 
 
 def _describe(trainer: "Trainer") -> dict[str, Any]:
@@ -47,11 +62,7 @@ def load_state(trainer: "Trainer", folder: Path) -> None:
     except SafetensorError as error:
         raise CheckpointError(f"{folder / STATE}: {error}; pass --overwrite") from error
     trainer.sae.load_state_dict(part(state, "sae."))
-    adam = trainer.adam.state_dict()
-    for name, tensor in part(state, "adam.").items():
-        number, key = name.split(".")
-        adam["state"].setdefault(int(number), {})[key] = tensor
-    trainer.adam.load_state_dict(adam)
+    restore_optimizer(trainer.adam, state)
     trainer.since_fired.copy_(state["since_fired"])
     trainer.step, trainer.scale = int(state["step"]), float(state["scale"])
 

@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vision_sae.assets.canvas import augment, emoji_canvas
 from vision_sae.files import part, write_tensors
+from vision_sae.resume import optimizer_tensors, restore_optimizer
 from vision_sae.store.order import shuffled
 
 BATCH, LR, WARMUP, DECAY, WEIGHT_DECAY = 256, 1e-3, 400, 0.35, 0.1
@@ -147,8 +148,7 @@ class Trainer:
     def save(self, path: Path) -> None:
         state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for i, moments in self.adam.state_dict()["state"].items():
-            state |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+        state |= optimizer_tensors(self.adam)
         about = {"step": str(self.step), "seconds": str(self.seconds)}
         partial = path.with_suffix(".partial")
         save_file({k: v.clone().contiguous() for k, v in state.items()}, partial, about)
@@ -163,11 +163,7 @@ class Trainer:
         state = load_file(path)
         self.model.load_state_dict(part(state, "model."))
         self.average.load_state_dict(part(state, "average."))
-        adam = self.adam.state_dict()
-        for name, value in part(state, "adam.").items():
-            number, key = name.split(".")
-            adam["state"].setdefault(int(number), {})[key] = value
-        self.adam.load_state_dict(adam)
+        restore_optimizer(self.adam, state)
 
     def encode_bank(self, data: Data) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -8,7 +8,7 @@ from vision_sae.adapter import Adapter, load_adapter, probe_site
 from vision_sae.checkpoint import load
 from vision_sae.cli import show
 from vision_sae.data import ImageSource, open_data
-from vision_sae.data.decode import decoded
+from vision_sae.data.decode import first_image
 from vision_sae.errors import DataError
 from vision_sae.extract import extract as run_extract
 from vision_sae.latents import Scan, scan
@@ -50,10 +50,7 @@ def _report_skipped(index: StoreIndex) -> None:
 
 def sites(model: str, data: str) -> None:
     adapter = load_adapter(model)
-    first = next((i.image for i in decoded(open_data(data)) if i.image is not None), None)
-    if first is None:
-        raise DataError(f"no readable image in {data}")
-    example, rows = adapter.prepare([first]), {}
+    example, rows = adapter.prepare([first_image(open_data(data))]), {}
     for path, _ in adapter.model.named_modules():
         try:
             site = probe_site(adapter, path, example) if path else None

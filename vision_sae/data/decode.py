@@ -50,6 +50,14 @@ def decoded(
         pool.shutdown(cancel_futures=True)
 
 
+def first_image(source: ImageSource) -> Any:
+    """The first readable image. Raises DataError when there is none."""
+    for item in decoded(source, workers=1, ahead=1):
+        if item.image is not None:
+            return item.image
+    raise DataError(f"no readable image in {source.name}")
+
+
 def _submitted(
     pool: ThreadPoolExecutor, source: ImageSource, start: int, ahead: int
 ) -> Iterator[_Pending]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vision_sae.adapter import Adapter, TextImageAdapter, probe_site
 from vision_sae.data import ImageSource, open_data
-from vision_sae.data.decode import decoded
+from vision_sae.data.decode import decoded, first_image
 from vision_sae.errors import DataError, UnknownName
 from vision_sae.matching import check_match, check_model
 from vision_sae.sae import SAE
@@ -43,8 +43,7 @@ def splice_sae(
     classes = sorted({str(about[label]) for about in known if label in about})
     texts = adapter.embed_texts(classes).cpu()
     where = store.index.provenance
-    example = adapter.prepare([next(i.image for i in decoded(source) if i.image)])
-    site = probe_site(adapter, where.site, example)
+    site = probe_site(adapter, where.site, adapter.prepare([first_image(source)]))
     batches = _labelled(adapter, source, label, classes, images, tell)
     mean = store.sample(2**14).mean(0)
     return splice_accuracy(adapter, sae, site, where.tokens, mean, texts, batches)

@@ -3,23 +3,17 @@
 import json
 import math
 import numbers
-import os
 from pathlib import Path
 from typing import Any
 
-
-def write_bytes(path: Path, data: bytes) -> Path:
-    """Write beside and rename, so that no reader ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_bytes(data)
-    os.replace(beside, path)
-    return path
+from vision_sae.files import write_bytes
 
 
 def write_script(path: Path, value: Any) -> Path:
     """A script that assigns `value` to vsae["<stem of path>"]."""
-    return write_bytes(path, f'vsae["{path.stem}"] = {to_json(value)};\n'.encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, f'vsae["{path.stem}"] = {to_json(value)};\n'.encode())
+    return path
 
 
 def to_json(value: Any) -> str:

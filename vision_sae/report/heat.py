@@ -8,7 +8,7 @@ import torch
 
 from vision_sae.adapter import Adapter, Site, probe_site
 from vision_sae.attribution import BlockInputs
-from vision_sae.hooks import inference
+from vision_sae.hooks import evaluation, inference
 from vision_sae.jobs.pictures import pictures
 from vision_sae.matching import check_model
 from vision_sae.sae import SAE
@@ -49,14 +49,14 @@ def of_class_token(adapter: Adapter, sae: SAE, store: Store, wanted: Wanted, tel
     heats: Heats = {}
     shown = pictures(store, sorted(wanted))
     site: Site | None = None
-    adapter.model.eval()
-    while group := list(islice(shown, 64)):
-        batch = adapter.prepare([picture for _, picture in group])
-        site = site or probe_site(adapter, store.index.provenance.site, batch[:1])
-        if site.grid is None:
-            return {}
-        heats |= _of_batch(BlockInputs(adapter, site, batch), sae, site, group, wanted)
-        tell(len(group))
+    with evaluation(adapter.model):
+        while group := list(islice(shown, 64)):
+            batch = adapter.prepare([picture for _, picture in group])
+            site = site or probe_site(adapter, store.index.provenance.site, batch[:1])
+            if site.grid is None:
+                return {}
+            heats |= _of_batch(BlockInputs(adapter, site, batch), sae, site, group, wanted)
+            tell(len(group))
     return heats
 
 

@@ -5,9 +5,10 @@ from importlib import resources
 from pathlib import Path
 
 from vision_sae.errors import DataError, require
+from vision_sae.files import write_bytes
 from vision_sae.report import payload
 from vision_sae.report.facts import ReportFacts
-from vision_sae.report.files import remove_stale, write_bytes, write_script
+from vision_sae.report.files import remove_stale, write_script
 from vision_sae.report.sprites import write_sprites
 
 SCRIPTS = ("dom", "plots", "overview", "pictures", "map", "list", "latent", "main")  # in this order
@@ -26,10 +27,10 @@ def write_page(facts: ReportFacts, out: Path) -> Path:
     written.add(write_script(out / "data" / "images.js", payload.images(facts)))
     written.add(write_script(out / "data" / "overview.js", payload.overview(facts, sprites)))
     written.update(_write_details(facts, out / "data"))
-    index = write_bytes(out / "index.html", html.encode())
+    write_bytes(out / "index.html", html.encode())
     remove_stale(out / "data", "latents-*.js", written)
     remove_stale(out / "sprites", "sheet-*.webp", written)
-    return index
+    return out / "index.html"
 
 
 def _write_details(facts: ReportFacts, folder: Path) -> list[Path]:

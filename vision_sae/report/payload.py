@@ -1,12 +1,11 @@
 """The facts as the page's scripts read them: light data for all latents, full data in chunks."""
 
 import base64
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from vision_sae.factors import Detection
 from vision_sae.report.facts import LatentFacts, Picture, ReportFacts
 from vision_sae.report.sprites import Sprites
 from vision_sae.report.summaries import curves, firing, image_errors
@@ -41,7 +40,7 @@ def light(latent: LatentFacts) -> dict[str, Any]:
         "score": latent.name_score,
         "frequency": latent.frequency,
         "maximum": latent.maximum,
-        "detection": _detection(latent.detection),
+        "detection": asdict(latent.detection) if latent.detection else None,
         "xy": list(latent.xy),
         "strip": [picture.image for picture in latent.top[:STRIP]],
     }
@@ -61,12 +60,6 @@ def detail(latent: LatentFacts) -> dict[str, Any]:
         ],
         "neighbours": latent.neighbours,
     }
-
-
-def _detection(detection: Detection | None) -> dict[str, Any] | None:
-    if detection is None:
-        return None
-    return {field.name: getattr(detection, field.name) for field in fields(Detection)}
 
 
 def _picture(picture: Picture, maximum: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision_sae.errors import require
-from vision_sae.report.files import write_bytes
+from vision_sae.files import write_bytes
 
 COLUMNS = 24  # 24 x 24 cells of 64 pixels: about 0.5 to 1 MB a sheet
 GUTTER = 2  # each cell's border is repeated outwards: smooth scaling then never mixes neighbours
@@ -38,6 +38,7 @@ def write_sprites(thumbnails: Sequence[Any], folder: Path) -> Sprites:
     columns = max(1, min(COLUMNS, math.ceil(math.sqrt(len(thumbnails)))))
     per_sheet = columns * columns
     files: list[str] = []
+    folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(thumbnails), per_sheet):
         name = f"sheet-{len(files):03d}.webp"
         write_bytes(folder / name, _sheet(thumbnails[start : start + per_sheet], size, columns))

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from vision_sae.config import Frozen, Versioned, read_settings
+from vision_sae.config import Frozen, Versioned, first_difference, read_settings
 from vision_sae.errors import StoreError
 from vision_sae.files import write_json
 from vision_sae.provenance import Provenance
@@ -46,14 +46,12 @@ class StoreIndex(Versioned):
 
     def differs(self, other: "StoreIndex") -> str | None:
         """What makes another run's rows not fit in, in words; None when nothing does."""
-        if reason := self.provenance.differs(other.provenance):
-            return reason
-        for key in ("dtype", "width", "tokens_per_image", "prefix_tokens", "grid"):
-            mine, theirs = getattr(self, key), getattr(other, key)
-            if mine != theirs:
-                return f"{key} {mine!r} against {theirs!r}"
-        mine, theirs = self.provenance.data, other.provenance.data
-        return f"data {mine!r} against {theirs!r}" if mine != theirs else None
+        shape = ("dtype", "width", "tokens_per_image", "prefix_tokens", "grid")
+        return (
+            self.provenance.differs(other.provenance)
+            or first_difference(self, other, shape)
+            or first_difference(self.provenance, other.provenance, ["data"])
+        )
 
     def write(self, folder: Path) -> None:
         write_json(folder / INDEX, self.model_dump())
