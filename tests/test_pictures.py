@@ -39,7 +39,7 @@ def test_pictures_are_those_of_the_rows(store: Store) -> None:
 
 def test_a_source_that_changed_is_noticed(store: Store, folder: Path) -> None:
     (folder / "00.png").write_bytes((folder / "0.png").read_bytes())
-    with pytest.raises(DataError, match=r"has changed: image 1 was '1', is '00'|was '0', is '00'"):
+    with pytest.raises(DataError, match="has changed: image 1 was '1', is '00'"):
         list(pictures(store, [0, 1]))
 
 
