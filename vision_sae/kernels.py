@@ -1,112 +1,145 @@
 """The fast paths: products with sparse codes, forward and backward, never dense in [n s].
 
-Each has a slow obvious twin in tests/core/test_kernels.py. What the backward passes use:
-with G the sparse [n s] gradient of the codes, dW = G^T x is one CSR product whose rows are latents,
-and the gradient of a code is a dot product of two gathered rows.
+Two primitives serve them all: a weighted sum of gathered rows, and dot products of gathered rows.
+With G the sparse [n s] gradient of the codes, dW = G^T x is the first, read along latents; the
+gradient of a code is the second. Each has a slow obvious twin in tests/core/test_kernels.py.
 """
 
-import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae.codes import ByLatent, Codes
-
-with warnings.catch_warnings():
-    # torch says once per process that CSR is in beta: here, rather than in a user's training log
-    warnings.simplefilter("ignore", UserWarning)
-    torch.eye(2).to_sparse_csr()
+from vision_sae.codes import AnyCodes, Codes, Support
 
 
 def gather_sum(
-    values: Float[Tensor, "n k"], indices: Int[Tensor, "n k"], rows: Float[Tensor, "s d"]
+    values: Float[Tensor, " e"], support: Support, matrix: Float[Tensor, "s d"]
 ) -> Float[Tensor, "n d"]:
     """Codes times a matrix: the weighted sum of the rows that are active."""
-    return F.embedding_bag(indices, rows, per_sample_weights=values, mode="sum")
+    return _bags(support.indices, matrix, support.offsets, values)
 
 
-def scatter_rows(
-    values: Float[Tensor, "n k"], by: ByLatent, dense: Float[Tensor, "n d"], width: int
+def scatter_sum(
+    values: Float[Tensor, " e"], support: Support, dense: Float[Tensor, "n d"]
 ) -> Float[Tensor, "s d"]:
-    """Transposed codes times a matrix, as one CSR product."""
-    sorted_values = values.flatten()[by.order]
-    size = (width, len(dense))
-    with torch.sparse.check_sparse_tensor_invariants(False):
-        csr = torch.sparse_csr_tensor(by.start, by.row, sorted_values, size=size)
-    return csr @ dense
+    """Transposed codes times a matrix: the weighted sum of each latent's rows."""
+    by = support.by_latent
+    return _bags(by.rows, dense, by.start, values[by.order])
+
+
+def matrix_gradient(
+    values: Float[Tensor, " e"], support: Support, dense: Float[Tensor, "n d"]
+) -> Tensor:
+    """scatter_sum, [s d]; row-sparse if the support asks for it."""
+    if not support.row_gradients:
+        return scatter_sum(values, support, dense)
+    by = support.by_latent
+    latents = by.start.diff().nonzero()[:, 0]
+    start = torch.cat([by.start[latents], by.start[-1:]])
+    rows = _bags(by.rows, dense, start, values[by.order])
+    size = (support.width, dense.shape[1])
+    return torch.sparse_coo_tensor(latents[None], rows, size, is_coalesced=True)
+
+
+def _bags(indices: Tensor, matrix: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    return F.embedding_bag(
+        indices,
+        matrix,
+        offsets,
+        per_sample_weights=weights.to(matrix.dtype),
+        mode="sum",
+        include_last_offset=True,
+    )
+
+
+def entry_dots(
+    dense: Float[Tensor, "n d"], matrix: Float[Tensor, "s d"], support: Support
+) -> Float[Tensor, " e"]:
+    """The product dense @ matrix.T at the entries of the support only."""
+    if not len(support.indices):
+        return dense.new_zeros(0)
+    out: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        dense.contiguous(), matrix, support.indices, support.offsets[:-1], support.rows, 0
+    )
+    return out
+
+
+def latent_sum(values: Float[Tensor, " e"], support: Support) -> Float[Tensor, " s"]:
+    """The sum of the entries of each latent."""
+    return values.new_zeros(support.width).index_add_(0, support.indices, values)
 
 
 class _Decode(torch.autograd.Function):
-    """values [n k], indices, atoms [s d] -> sum of atoms [n d]."""
+    """values [e], atoms [s d] -> sum of atoms [n d]."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, atoms: Tensor, codes: Codes) -> Tensor:
-        ctx.codes = codes
+    def forward(ctx: Any, values: Tensor, atoms: Tensor, support: Support) -> Tensor:
+        ctx.support = support
         ctx.save_for_backward(values, atoms)
-        return gather_sum(values, codes.indices, atoms)
+        return gather_sum(values, support, atoms)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, atoms = ctx.saved_tensors
-        codes: Codes = ctx.codes
         grad = grad.contiguous()
-        grad_values = gathered_dots(grad, atoms, codes.indices) if ctx.needs_input_grad[0] else None
-        grad_atoms = None
-        if ctx.needs_input_grad[1]:
-            grad_atoms = scatter_rows(values, codes.by_latent, grad, len(atoms))
-        return grad_values, grad_atoms, None
+        to_values, to_atoms, _ = ctx.needs_input_grad
+        return (
+            entry_dots(grad, atoms, ctx.support) if to_values else None,
+            matrix_gradient(values, ctx.support, grad) if to_atoms else None,
+            None,
+        )
 
 
-def gathered_dots(
-    dense: Float[Tensor, "n d"], rows: Float[Tensor, "s d"], indices: Int[Tensor, "n k"]
-) -> Float[Tensor, "n k"]:
-    """Dot products of each row with the k rows it points at, a few thousand rows at a time."""
-    out = dense.new_empty(indices.shape)
-    step = max(1, 2**22 // max(1, indices.shape[1] * rows.shape[1]))  # 16 MB of gathered rows
-    for i in range(0, len(dense), step):
-        chosen = rows[indices[i : i + step]]  # [c k d]
-        out[i : i + step] = torch.bmm(chosen, dense[i : i + step, :, None])[:, :, 0]
-    return out
-
-
-def decode(codes: Codes, atoms: Float[Tensor, "s d"]) -> Float[Tensor, "n d"]:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def decode(codes: AnyCodes, atoms: Float[Tensor, "s d"]) -> Float[Tensor, "n d"]:
     """codes @ atoms, differentiable in the code values and in the atoms."""
-    out: Tensor = _Decode.apply(codes.values, atoms, codes)
+    if not isinstance(codes, Codes):
+        return codes.values @ atoms
+    out: Tensor = _Decode.apply(codes.values, atoms, codes.support)
     return out
 
 
-class _Select(torch.autograd.Function):
-    """Pre-activations that were computed without gradient get one at the chosen entries."""
+class _Project(torch.autograd.Function):
+    """Pre-activations [e] that were computed without gradient get one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, codes: Codes) -> Tensor:
-        ctx.codes = codes
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, z: Tensor, support: Support
+    ) -> Tensor:
+        ctx.support = support
         ctx.save_for_backward(x, weight)
-        return codes.values.clone()
+        return z.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        codes: Codes = ctx.codes
-        grad = grad * (codes.values > 0)
-        grad_x = gather_sum(grad, codes.indices, weight) if ctx.needs_input_grad[0] else None
-        grad_weight = scatter_rows(grad, codes.by_latent, x, len(weight))
-        grad_bias = grad.new_zeros(len(weight)).index_add_(
-            0, codes.indices.flatten(), grad.flatten()
+        to_x, to_weight, to_bias, _, _ = ctx.needs_input_grad
+        return (
+            gather_sum(grad, ctx.support, weight) if to_x else None,
+            matrix_gradient(grad, ctx.support, x) if to_weight else None,
+            latent_sum(grad, ctx.support) if to_bias else None,
+            None,
+            None,
         )
-        return grad_x, grad_weight, grad_bias, None
 
 
-def attach(
-    x: Float[Tensor, "n d"], weight: Float[Tensor, "s d"], bias: Float[Tensor, " s"], codes: Codes
-) -> Codes:
-    """Codes chosen from relu(x @ weight.T + bias) without autograd, made differentiable.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def project(
+    x: Float[Tensor, "n d"],
+    weight: Float[Tensor, "s d"],
+    bias: Float[Tensor, " s"],
+    support: Support,
+    z: Float[Tensor, " e"] | None = None,
+) -> Float[Tensor, " e"]:
+    """x @ weight.T + bias at the entries of the support, differentiable in x, weight and bias.
 
-    The gradient flows through the active entries only, as the dense form's would; nothing of size
-    [n s] is kept for the backward pass.
+    `z` are the numbers where they are known already. Nothing of size [n s] is kept.
     """
-    values: Tensor = _Select.apply(x, weight, bias, codes)
-    return codes.with_values(values)
+    with torch.no_grad():
+        if z is None:
+            z = entry_dots(x, weight, support) + bias[support.indices]
+    out: Tensor = _Project.apply(x, weight, bias, z, support)
+    return out

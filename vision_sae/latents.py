@@ -78,7 +78,7 @@ def scan(sae: SAE, store: Store, *, tell: Callable[[int], None] = lambda images:
             x = acts.reshape(-1, d)
             codes, x_hat = sae(x)
             running.add(x, x_hat, codes)
-            sums.index_add_(0, codes.indices.flatten(), codes.values.flatten().double())
+            sums.index_add_(0, codes.indices, codes.values.double())
             error = (x - x_hat).square().view(b, -1).sum(1)
             fvus.append(error / (x - middle).square().view(b, -1).sum(1).clamp(min=1e-12))
             entries.append(_image_maxima(codes, t, done))
@@ -96,12 +96,10 @@ def scan(sae: SAE, store: Store, *, tell: Callable[[int], None] = lambda images:
 
 def _image_maxima(codes: Codes, tokens: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
     """(latent, image, value) of every latent that fires on an image, its largest token."""
-    row = torch.arange(len(codes.values)).div(tokens, rounding_mode="floor")
-    active = codes.values > 0
-    image = row[:, None].expand_as(codes.indices)[active]
-    pair = image * codes.width + codes.indices[active]
-    unique, inverse = pair.unique(return_inverse=True)
-    value = torch.zeros(len(unique)).scatter_reduce(0, inverse, codes.values[active], "amax")
+    codes = codes.without_zeros()
+    image = codes.rows.div(tokens, rounding_mode="floor")
+    unique, inverse = (image * codes.width + codes.indices).unique(return_inverse=True)
+    value = torch.zeros(len(unique)).scatter_reduce(0, inverse, codes.values.abs(), "amax")
     return unique % codes.width, unique // codes.width + first, value
 
 

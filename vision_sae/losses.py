@@ -1,36 +1,175 @@
-"""Training losses, as plain functions."""
+"""Training losses, as plain functions of one forward pass."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vision_sae import kernels
-from vision_sae.codes import Codes
+from vision_sae import kernels, nest
+from vision_sae.codes import AnyCodes, Codes
+from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE
+
+
+@dataclass
+class Pass:
+    """One forward pass of a training step: what every loss may look at.
+
+    `rows` and `spread` (sum of |target - mean|^2) are of the whole batch over all processes and
+    pieces, so that the losses of the parts of a batch add up to the loss of the batch.
+    """
+
+    sae: SAE
+    x: Float[Tensor, "n d"]
+    target: Float[Tensor, "n o"]
+    codes: AnyCodes
+    z: Tensor
+    x_hat: Float[Tensor, "n o"]
+    dead: Bool[Tensor, " s"]
+    rows: int
+    spread: Float[Tensor, ""]
+    step: int = 0
+    progress: float = 1.0
+    seed: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+    group: Group = ALONE
+
+    @cached_property
+    def residual(self) -> Float[Tensor, "n o"]:
+        return self.target - self.x_hat
+
+    def weighted_values(self) -> Tensor:
+        """Codes times the norms of their atoms, where those are free."""
+        if self.sae.config.atoms == "unit":
+            return self.codes.values
+        return self.codes.values * self.codes.per_entry(self.sae.W_dec.norm(dim=1))
+
+    def whole_batch(self, part: Tensor) -> Tensor:
+        """A sum over this process's rows as the sum over all, with the gradient of its own."""
+        return part + (self.group.sum(part.detach().clone()) - part.detach())
+
+
+def forward(
+    sae: SAE,
+    x: Float[Tensor, "n d"],
+    target: Float[Tensor, "n o"] | None = None,
+    dead: Bool[Tensor, " s"] | None = None,
+    *,
+    k: int | None = None,
+) -> Pass:
+    """A pass over rows that are a whole batch; a target is for transcoders only."""
+    codes, z = sae.encoded(x, k=k)
+    x_hat = sae.decode(codes) + sae.skipped(x)
+    goal = sae.treated(x).rows if target is None else target
+    none = torch.zeros(sae.config.s, dtype=torch.bool, device=x.device)
+    dead = none if dead is None else dead
+    return Pass(sae, x, goal, codes, z, x_hat, dead, len(x), spread(goal))
+
+
+def spread(x: Float[Tensor, "n d"], group: Group = ALONE) -> Float[Tensor, ""]:
+    """sum |x - mean|^2 over the rows of all processes, at least the smallest positive number."""
+    mean = x.mean(0)
+    if group.size > 1:
+        n = group.sum(torch.tensor(float(len(x)), device=x.device))
+        mean = group.sum(x.sum(0)) / n
+    total = group.sum(squared(x - mean))
+    return total.clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def squared(x: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """The sum of squares, without a tensor of squares."""
+    return torch.dot(x.reshape(-1), x.reshape(-1))
 
 
 def fvu(x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Fraction of variance unexplained within the batch: sum |x - x_hat|^2 / sum |x - mean|^2."""
-    total = (x - x.mean(0)).square().sum()
-    return (x - x_hat).square().sum() / total.clamp(min=torch.finfo(x.dtype).tiny)
+    return squared(x - x_hat) / spread(x)
 
 
-def auxk(
-    sae: SAE,
-    x: Float[Tensor, "n d"],
-    residual: Float[Tensor, "n d"],
-    dead: Bool[Tensor, " s"],
-    k: int,
-) -> Float[Tensor, ""]:
-    """Dead latents predict what the live ones left over (Gao et al. 2024, appendix A.2).
+def reconstruction(p: Pass) -> Float[Tensor, ""]:
+    """The error of the reconstruction, or of all nested ones, in the family's usual units.
 
-    The k largest dead pre-activations, rectified, are decoded without bias and compared with the
-    detached residual, relative to the residual's variance. 0 when no latent is dead.
+    "fvu": over the batch's variance. "mse": summed over dimensions, mean over rows.
     """
-    ids = dead.nonzero()[:, 0]
+    unit = p.spread if p.sae.config.sparsity.loss == "fvu" else float(p.rows)
+    settings = p.sae.config.nest
+    if settings is None:
+        return squared(p.residual) / unit
+    bias = p.sae.b_dec
+    parts = nest.reconstructions(settings, p.codes, p.sae.W_dec, bias, p.seed * 7919 + p.step)
+    skipped = p.sae.skipped(p.x)
+    if isinstance(skipped, Tensor):
+        parts = parts + skipped[:, None]
+    errors = (p.target[:, None] - parts).square().sum((0, 2)) / unit
+    return errors @ settings.weights(len(errors)).to(errors)
+
+
+def multi_topk(p: Pass) -> Float[Tensor, ""] | None:
+    """An eighth of the error with several times k latents (Gao et al. 2024, section 4.2)."""
+    family = p.sae.config.sparsity
+    times = getattr(family, "multi", None)
+    if not times:
+        return None
+    k = min(times * (family.k_at(p.progress) or family.k), p.sae.config.s)  # type: ignore[attr-defined]
+    codes = p.sae.encoded(p.x, k=k).codes
+    x_hat = p.sae.decode(codes) + p.sae.skipped(p.x)
+    return squared(p.target - x_hat) / p.spread / 8
+
+
+def auxk(p: Pass, k: int, *, form: str = "openai") -> Float[Tensor, ""]:
+    """Dead latents predict what the live ones left over, without bias, from the k largest.
+
+    openai (Gao et al. 2024, appendix A.2): rectified pre-activations, error over the residual's
+    variance. saelens (6.54): pre-activations as they are, error summed over dimensions, times
+    min(dead / k, 1). The residual is detached; 0 when no latent is dead.
+    """
+    ids = p.dead.nonzero()[:, 0]
     if not len(ids):
-        return x.new_zeros(())
-    pre = (x - sae.b_dec) @ sae.W_enc[ids].T + sae.b_enc[ids]  # [n dead]
-    values, chosen = pre.topk(min(k, len(ids)), dim=1, sorted=False)
-    codes = Codes(values.relu(), chosen, len(ids))
-    return fvu(residual.detach(), kernels.decode(codes, sae.W_dec[ids]))
+        return p.target.new_zeros(())
+    z = dead_pre_activations(p, ids)
+    values, chosen = z.topk(min(k, len(ids)), dim=1, sorted=False)
+    codes = Codes.even(values.relu() if form == "openai" else values, chosen, len(ids))
+    residual = p.residual.detach()
+    guess: Tensor = kernels.decode(codes, p.sae.W_dec[ids])
+    error = squared(residual - guess)
+    if form == "openai":
+        return error / spread(residual, p.group)
+    return error / p.rows * min(len(ids) / k, 1.0)
+
+
+def dead_pre_activations(p: Pass, ids: Tensor) -> Float[Tensor, "n dead"]:
+    """z of some latents, dense and differentiable."""
+    return (p.sae.read(p.x) @ p.sae.W_enc[ids].T + p.sae.b_enc[ids]).to(p.x.dtype)
+
+
+def ghost(p: Pass) -> Float[Tensor, ""]:
+    """Ghost gradients (Jermyn & Templeton 2024): exp of dead pre-activations, scaled to half the
+    residual, predict it; the loss is scaled to the size of the main one."""
+    ids = p.dead.nonzero()[:, 0]
+    if not len(ids):
+        return p.target.new_zeros(())
+    residual = p.residual.detach()
+    guess: Tensor = torch.exp(dead_pre_activations(p, ids)) @ p.sae.W_dec[ids]
+    scale = residual.norm(dim=1) / (2 * guess.norm(dim=1)).clamp(min=1e-12)
+    error = squared(guess * scale.detach()[:, None] - residual)
+    main = squared(residual)
+    return error / p.rows * (main / error.clamp(min=1e-12)).detach()
+
+
+def pre_activation(p: Pass, *, every: bool = False) -> Float[Tensor, ""]:
+    """sum relu(theta - z) n over dead latents, or over `every` latent (Anthropic, January 2025).
+
+    Thresholds are 0 where the family has none.
+    """
+    ids = torch.arange(p.sae.config.s, device=p.x.device) if every else p.dead.nonzero()[:, 0]
+    if not len(ids):
+        return p.target.new_zeros(())
+    log_threshold = getattr(p.sae, "log_threshold", None)
+    theta = (
+        torch.zeros((), device=p.x.device) if log_threshold is None else log_threshold[ids].exp()
+    )
+    below: Tensor = (theta - dead_pre_activations(p, ids)).relu()
+    weighted: Tensor = below * p.sae.W_dec[ids].norm(dim=1)
+    return weighted.sum() / p.rows

@@ -13,6 +13,7 @@ from vision_sae.errors import UnknownName, VisionSAEError
 ADAPTERS = "vision_sae.adapters"
 DATA = "vision_sae.data"
 RECIPES = "vision_sae.recipes"
+FAMILIES = "vision_sae.families"
 
 
 def names(group: str) -> list[str]:

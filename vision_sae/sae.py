@@ -1,144 +1,214 @@
 """The sparse autoencoder.
 
-    z = (x - b_dec) W_enc' + b_enc,  f = sparsity(z),  x_hat = f W_dec + b_dec
+    z = (x - b_dec) W_enc' + b_enc,  f = family(z),  x_hat = f W_dec + b_dec
 
-Shape key: n rows, d input width, s latents, k active latents. Weights have one row per latent.
+Shape key: n rows, d input width, o output width (d unless it is a transcoder), s latents. Weights
+have one row per latent.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from vision_sae import kernels, sparsity
-from vision_sae.codes import Codes
+from vision_sae import families, kernels
+from vision_sae.codes import AnyCodes, Codes
 from vision_sae.config import Frozen, plain_error
+from vision_sae.dictionary import Archetypal, Archetypes
 from vision_sae.errors import ConfigError, DataError
+from vision_sae.families import BatchTopK, Encoded, Family
+from vision_sae.nest import Nest
+from vision_sae.parallel import ALONE, Group
 from vision_sae.provenance import Provenance
+from vision_sae.rows import RowNorm, RowTreatment, treat_rows
 
-
-class TopK(Frozen):
-    """The k largest of each row."""
-
-    kind: Literal["topk"] = "topk"
-    k: int = Field(ge=1)
-
-
-class BatchTopK(Frozen):
-    """The k*n largest of each training batch; a stored threshold at inference."""
-
-    kind: Literal["batchtopk"] = "batchtopk"
-    k: int = Field(ge=1)
-
-
-Sparsity = Annotated[TopK | BatchTopK, Field(discriminator="kind")]
-FAMILIES: dict[str, type[TopK] | type[BatchTopK]] = {"topk": TopK, "batchtopk": BatchTopK}
+Sparsity = Annotated[SerializeAsAny[Family], BeforeValidator(families.parse)]
 
 
 class SAEConfig(Frozen):
-    """What an SAE is: input width `d`, latents `s`, and how codes are made sparse."""
+    """What an SAE is: input width `d`, latents `s`, and how codes are made sparse.
+
+    With `d_out` it is a transcoder: it reads x and writes y of that width; `skip` adds a linear
+    path. `centred`: b_dec is taken off the input. `atoms`: unit norm held in training, or free.
+    `rescale`: latents compete by z times their atom's norm. `rows`: what is done to each row alone
+    before encoding, undone on the output.
+    """
 
     d: int = Field(ge=1)
     s: int = Field(ge=1)
     sparsity: Sparsity
+    d_out: int | None = Field(None, ge=1)
+    skip: bool = False
+    tied: bool = False
+    centred: bool = True
+    atoms: Literal["unit", "free"] = "unit"
+    rescale: bool = False
+    rows: RowNorm = "none"
+    nest: Nest | None = None
+    dictionary: Archetypal | None = None
 
     @model_validator(mode="after")
-    def _k_fits(self) -> "SAEConfig":
-        if self.sparsity.k > self.s:
-            raise ValueError(
-                f"k must lie in 1..{self.s} (the number of latents); got {self.sparsity.k}"
-            )
+    def _fits(self) -> "SAEConfig":
+        wrong = self.sparsity.check(self.s) or self._contradiction()
+        if wrong:
+            raise ValueError(wrong)
         return self
 
+    def _contradiction(self) -> str | None:
+        if self.d_out is not None and (self.tied or self.centred or self.rows != "none"):
+            return "a transcoder (d_out) has tied=False, centred=False and rows='none'"
+        if self.skip and self.d_out is None:
+            return "skip is for transcoders: set d_out"
+        if self.dictionary and (self.tied or self.atoms == "unit"):
+            return "an archetypal dictionary has tied=False and atoms='free'"
+        if self.sparsity.kind == "mp" and not (self.tied and self.centred and self.atoms == "unit"):
+            return "matching pursuit has tied=True, centred=True and atoms='unit'"
+        return None
+
+    @property
+    def width_out(self) -> int:
+        return self.d_out or self.d
+
     @classmethod
-    def of(cls, d: int, s: int, family: str = "topk", k: int = 16) -> "SAEConfig":
-        """A config from plain values. Raises ConfigError that says what is allowed."""
-        if family not in FAMILIES:
-            raise ConfigError(f"no family {family!r}; there are: {', '.join(FAMILIES)}")
+    def of(
+        cls, d: int, s: int, family: str = "topk", k: int | None = None, **options: Any
+    ) -> "SAEConfig":
+        """A config from plain values; options not of the SAE are the family's.
+
+        `k` is 16 where the family needs one. Raises ConfigError that says what is allowed.
+        """
+        kind = families.family(family)
+        mine = {name: value for name, value in options.items() if name in cls.model_fields}
+        theirs = {name: value for name, value in options.items() if name not in mine}
+        if "k" in kind.model_fields:
+            theirs["k"] = 16 if k is None else k
+        elif k is not None:
+            raise ConfigError(f"the {family} family has no k; it has {_fields(kind)}")
         try:
-            return cls(d=d, s=s, sparsity=FAMILIES[family](k=k))
+            return cls(d=d, s=s, sparsity=kind(**theirs), **(_usual(family, mine) | mine))
         except ValidationError as error:
             raise ConfigError(plain_error(error)) from None
+
+
+def _fields(kind: type[Family]) -> str:
+    return ", ".join(name for name in kind.model_fields if name != "kind")
+
+
+def _usual(family: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a family or another setting asks for."""
+    if options.get("d_out"):
+        return {"centred": False, "atoms": "free"}
+    if options.get("dictionary"):
+        return {"atoms": "free"}
+    return {"tied": True} if family == "mp" else {}
 
 
 class Output(NamedTuple):
     """What a forward pass gives: the codes and the reconstruction."""
 
     codes: Codes
-    x_hat: Float[Tensor, "n d"]
+    x_hat: Float[Tensor, "n o"]
 
 
 class SAE(nn.Module):
-    """A sparse autoencoder with unit-norm atoms and the encoder started as their transpose.
+    """A sparse autoencoder, the encoder started as the decoder's transpose.
 
-    `threshold` is used by BatchTopK at inference: the calibrated one, or the running average
-    `threshold_ema` until there is one. Either is NaN while unset. `scale` records the factor that
-    inputs had in training; it is folded into the weights already. `provenance` says which model,
-    site and images it was trained on, where that is known.
+    A BatchTopK's `threshold_choice` says which of its two thresholds is in use. `scale` records
+    the factor that inputs had in training; it is folded into the weights already. `provenance` says
+    which model, site and images it was trained on, where that is known.
     """
 
+    W_enc: Tensor
+    W_dec: Tensor
+    b_enc: Tensor
+    b_dec: Tensor
+    W_skip: Tensor | None
     threshold: Tensor
     threshold_ema: Tensor
+    log_threshold: nn.Parameter
+    r_mag: nn.Parameter
+    b_mag: nn.Parameter
     scale: Tensor
     provenance: Provenance | None = None
+    threshold_choice: Literal["calibrated", "running"] = "calibrated"
+
+    # set by training, not saved
+    group: Group = ALONE
+    row_gradients = False  # gradients of the weights cover only the rows of active latents
+    screened = False  # look for the largest in low precision first
 
     def __init__(self, config: SAEConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        generator = torch.Generator().manual_seed(seed)
-        atoms = torch.randn(config.s, config.d, generator=generator)
-        atoms /= atoms.norm(dim=1, keepdim=True)
-        self.W_dec = nn.Parameter(atoms)  # [s d]
+        s, d, o = config.s, config.d, config.width_out
+        atoms = _unit_rows(s, d, seed)
         self.W_enc = nn.Parameter(atoms.clone())  # [s d]
-        self.b_enc = nn.Parameter(torch.zeros(config.s))
-        self.b_dec = nn.Parameter(torch.zeros(config.d))
-        self.register_buffer("threshold", torch.tensor(torch.nan))
-        self.register_buffer("threshold_ema", torch.tensor(torch.nan))
+        self.b_enc = nn.Parameter(torch.zeros(s))
+        self.b_dec = nn.Parameter(torch.zeros(o))
+        self._start_decoder(atoms, seed)
+        self.W_skip = nn.Parameter(torch.zeros(o, d)) if config.skip else None
+        config.sparsity.attach(self)
         self.register_buffer("scale", torch.tensor(1.0, dtype=torch.float64))
+
+    def _start_decoder(self, atoms: Float[Tensor, "s d"], seed: int) -> None:
+        c = self.config
+        if c.dictionary:
+            self.W_dec = nn.Parameter(Archetypes.start(c.s, c.dictionary.points))
+            shape = Archetypes(c.dictionary, c.s, c.width_out)
+            parametrize.register_parametrization(self, "W_dec", shape, unsafe=True)
+        elif c.tied:
+            self.W_dec = self.W_enc
+        elif c.d_out is None:
+            self.W_dec = nn.Parameter(atoms)  # [s d]
+        elif c.atoms == "free":  # a transcoder starts at zero (sparsify)
+            self.W_dec = nn.Parameter(torch.zeros(c.s, c.d_out))
+        else:
+            self.W_dec = nn.Parameter(_unit_rows(c.s, c.d_out, seed + 1))
+
+    def read(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "m d"]:
+        """Rows as the encoder sees them: treated one by one, and centred if so configured."""
+        return self._centred(self.treated(x).rows)
+
+    def treated(self, x: Float[Tensor, "*n d"]) -> RowTreatment:
+        """Rows after the treatment of each by itself, and the way back. Raises DataError."""
+        self._check_width(x)
+        return treat_rows(x.reshape(-1, self.config.d), self.config.rows)
+
+    def _centred(self, rows: Tensor) -> Tensor:
+        return rows - self.b_dec if self.config.centred else rows
 
     def pre_activations(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n s"]:
         """z, dense. Raises DataError when the width is another one."""
-        self._check_width(x)
-        pre = torch.addmm(self.b_enc, self._centred(x), self.W_enc.T)
+        pre = torch.addmm(self.b_enc, self.read(x), self.W_enc.T)
         return pre.view(*x.shape[:-1], self.config.s)
 
-    def encode(self, x: Float[Tensor, "*n d"]) -> Codes:
-        """Sparse codes; leading axes are flattened to rows. Raises DataError on another width."""
-        self._check_width(x)
-        centred = self._centred(x)
-        with torch.no_grad():
-            codes = self._sparsify(torch.addmm(self.b_enc, centred, self.W_enc.T))
-        if not torch.is_grad_enabled():
-            return codes
-        return kernels.attach(centred, self.W_enc, self.b_enc, codes)
+    def encode(self, x: Float[Tensor, "*n d"], *, k: int | None = None) -> Codes:
+        """Sparse codes; leading axes are flattened to rows. `k` in place of the family's own.
 
-    def decode(self, codes: Codes) -> Float[Tensor, "n d"]:
-        return kernels.decode(codes, self.W_dec) + self.b_dec
+        Raises DataError on another width, ConfigError for a k that the family does not have.
+        """
+        return _sparse(self.encoded(x, k=k).codes)
+
+    def encoded(self, x: Float[Tensor, "*n d"], *, k: int | None = None) -> Encoded:
+        """Codes in whichever form is faster to train on, with the pre-activations behind them."""
+        return self.config.sparsity.encode(self, self.read(x), k=k)
+
+    def decode(self, codes: AnyCodes) -> Float[Tensor, "n o"]:
+        """Codes times atoms, plus b_dec (and no skip path)."""
+        x_hat: Tensor = kernels.decode(codes, self.W_dec) + self.b_dec
+        return x_hat
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Output:
-        codes = self.encode(x)
-        return Output(codes, self.decode(codes))
+        rows, undo = self.treated(x)
+        codes = _sparse(self.config.sparsity.encode(self, self._centred(rows)).codes)
+        return Output(codes, undo(self.decode(codes) + self.skipped(rows)))
 
-    def _centred(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, self.config.d) - self.b_dec
-
-    def _sparsify(self, pre: Tensor) -> Codes:
-        if self.config.sparsity.kind == "topk":
-            return sparsity.topk(pre, self.config.sparsity.k)
-        if self.training:
-            return sparsity.batch_topk(pre, self.config.sparsity.k)
-        return sparsity.threshold(pre, self.inference_threshold())
-
-    def inference_threshold(self) -> Float[Tensor, ""]:
-        """The calibrated threshold, else the running one. Raises ConfigError without either."""
-        for value in (self.threshold, self.threshold_ema):
-            if not value.isnan():
-                return value
-        raise ConfigError(
-            "this BatchTopK SAE has no inference threshold yet: train it, or set one with calibrate"
-        )
+    def skipped(self, rows: Float[Tensor, "n d"]) -> Tensor | float:
+        """What the linear path of a skip transcoder adds."""
+        return 0.0 if self.W_skip is None else rows @ self.W_skip.T
 
     def _check_width(self, x: Tensor) -> None:
         if x.ndim == 0 or x.shape[-1] != self.config.d:
@@ -146,24 +216,43 @@ class SAE(nn.Module):
                 f"this SAE reads vectors of width {self.config.d}; got shape {tuple(x.shape)}"
             )
 
+    def competing_norms(self) -> Float[Tensor, " s"] | None:
+        """The factors by which latents compete, where they do not by z itself."""
+        return self.W_dec.detach().norm(dim=1) if self.config.rescale else None
+
+    def inference_threshold(self) -> Float[Tensor, ""]:
+        """Of a BatchTopK SAE. Raises ConfigError without one."""
+        if not isinstance(self.config.sparsity, BatchTopK):
+            raise ConfigError(f"the {self.config.sparsity.kind} family has no single threshold")
+        return self.config.sparsity.threshold(self)
+
     @torch.no_grad()
     def normalise_decoder(self) -> None:
+        """Atoms back to unit norm; after row-sparse gradients, those that moved."""
+        grad = self.W_dec.grad
+        if grad is not None and grad.is_sparse:
+            rows = grad.coalesce().indices()[0]
+            self.W_dec[rows] = nn.functional.normalize(self.W_dec[rows], dim=1)
+            return
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
         """Take the part along each atom off its gradient, so that the step keeps its norm."""
         grad = self.W_dec.grad
-        if grad is not None:
+        if grad is not None and grad.is_sparse:
+            self.W_dec.grad = grad = grad.coalesce()
+            atoms, values = self.W_dec[grad.indices()[0]], grad.values()
+            values.addcmul_((values * atoms).sum(1, keepdim=True), atoms, value=-1)
+        elif grad is not None:
             grad.addcmul_((grad * self.W_dec).sum(1, keepdim=True), self.W_dec, value=-1)
 
-    @torch.no_grad()
-    def fold_scale(self, scale: float) -> None:
-        """Turn an SAE of scale * x into one of x.
 
-        TopK, ReLU and thresholds commute with positive factors, so only the biases and thresholds
-        are divided; atoms keep unit norm and codes come out in the data's units.
-        """
-        for value in (self.b_enc, self.b_dec, self.threshold, self.threshold_ema):
-            value.div_(scale)
-        self.scale.mul_(scale)
+def _unit_rows(s: int, d: int, seed: int) -> Float[Tensor, "s d"]:
+    atoms = torch.randn(s, d, generator=torch.Generator().manual_seed(seed))
+    atoms /= atoms.norm(dim=1, keepdim=True)
+    return atoms
+
+
+def _sparse(codes: AnyCodes) -> Codes:
+    return codes if isinstance(codes, Codes) else codes.sparse()

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae import sparsity
+from vision_sae.errors import ConfigError, DataError
+from vision_sae.families import BatchTopK
 from vision_sae.sae import SAE
 
 
@@ -31,6 +32,29 @@ def centre(x: Float[Tensor, "n d"], how: str) -> Float[Tensor, " d"]:
 @torch.no_grad()
 def calibrate(sae: SAE, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """The exact threshold at which a BatchTopK SAE has a mean L0 of k over these rows."""
-    k = sae.config.sparsity.k
-    kept = sparsity.batch_topk(sae.pre_activations(x), k).values
-    return kept[kept > 0].min() * (1 - 1e-6)  # above this, strictly
+    family = sae.config.sparsity
+    if not isinstance(family, BatchTopK):
+        raise ConfigError(
+            f"only a BatchTopK SAE has a threshold to calibrate; this is {family.kind}"
+        )
+    scores = family.scores(sae, sae.encode(x, k=family.k))
+    positive = scores[scores > 0]
+    if not len(positive):
+        raise DataError(f"no latent is active on any of {len(x)} rows: nothing to calibrate on")
+    return positive.min() * (1 - 1e-6)  # above this, strictly
+
+
+@torch.no_grad()
+def kmeans(
+    x: Float[Tensor, "n d"], centres: int, *, seed: int = 0, steps: int = 20
+) -> Float[Tensor, "c d"]:
+    """Lloyd's algorithm from rows drawn at random; rows are drawn twice when there are too few."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(max(len(x), centres), generator=generator)[:centres] % len(x)
+    points = x[drawn].clone()
+    for _ in range(steps):
+        nearest = torch.cdist(x, points).argmin(1)
+        count = torch.bincount(nearest, minlength=centres)
+        sums = torch.zeros_like(points).index_add_(0, nearest, x)
+        points = torch.where(count[:, None] > 0, sums / count[:, None].clamp(min=1), points)
+    return points

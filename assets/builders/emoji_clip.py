@@ -26,8 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vision_sae.assets.canvas import augment, emoji_canvas
 from vision_sae.files import part, write_tensors
-from vision_sae.resume import optimizer_tensors, restore_optimizer
 from vision_sae.store.order import shuffled
+from vision_sae.train.resume import optimizer_tensors, restore_optimizer
 
 BATCH, LR, WARMUP, DECAY, WEIGHT_DECAY = 256, 1e-3, 400, 0.35, 0.1
 EMA, BANK_EVERY, GREY = 0.999, 20, 0.1

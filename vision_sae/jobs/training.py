@@ -8,10 +8,10 @@ from vision_sae import checkpoint
 from vision_sae.errors import DataError, OutputExists, claim_folder
 from vision_sae.jobs.findings import DETECTIONS, NAMES
 from vision_sae.logs import METRICS, TrainingLog
-from vision_sae.resume import DESCRIPTION, forget
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import Store
 from vision_sae.train import TrainConfig, train
+from vision_sae.train.resume import DESCRIPTION, forget
 
 
 def train_store(

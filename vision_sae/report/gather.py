@@ -205,6 +205,6 @@ def _provenance(sae: SAE, folder: Path, store: Store) -> dict[str, str]:
         "site": where.site,
         "tokens": where.tokens,
         "data": f"{where.data} ({store.images:,} images)",
-        "SAE": f"{sae.config.sparsity.kind}, k {sae.config.sparsity.k}, {sae.config.s:,} latents",
+        "SAE": f"{sae.config.sparsity.describe()}, {sae.config.s:,} latents",
         "training": f"{training.get('steps', '?')} steps of {training.get('batch_size', '?')} rows",
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 from vision_sae.errors import DataError, StoreError
 from vision_sae.files import sha256
 from vision_sae.store.index import Shard, StoreIndex, read_index
-from vision_sae.store.order import shuffled
+from vision_sae.store.order import Part, shuffled
 
 
 class Store:
@@ -112,11 +112,18 @@ class Store:
                 yield part.float()
 
     def batches(
-        self, size: int, *, seed: int = 0, start: int = 0
+        self, size: int, *, seed: int = 0, start: int = 0, part: Part = (0, 1)
     ) -> Iterator[Float[Tensor, "n d"]]:
         """Endless batches of rows, globally shuffled; batch i is a function of (seed, i)."""
-        for order in shuffled(self.rows, size, seed=seed, start=start):
+        for order in shuffled(self.rows, size, seed=seed, start=start, part=part):
             yield self._gather(order)
+
+    def locate(self, size: int, seed: int, batch: int, row: int) -> str:
+        """Where a row of a batch came from: its shard, image and token."""
+        number = int(next(shuffled(self.rows, size, seed=seed, start=batch))[row])
+        image, token = divmod(number, self.index.tokens_per_image)
+        shard = self.index.shards[bisect_right(self._ends, image)].name
+        return f"row {number} (shard {shard}, image {image} {self.keys[image]!r}, token {token})"
 
     def _gather(self, rows: Tensor) -> Float[Tensor, "n d"]:
         """Rows by number, from whichever shard holds them."""

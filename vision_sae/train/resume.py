@@ -13,45 +13,58 @@ from vision_sae.errors import CheckpointError
 from vision_sae.files import part, write_json, write_tensors
 
 if TYPE_CHECKING:
-    from vision_sae.train import Trainer
+    from vision_sae.train.trainer import Trainer
 
 STATE, DESCRIPTION = "training.safetensors", "training.json"
 
 
 def save_state(trainer: "Trainer", folder: Path) -> None:
     """Weights, moments, counters and the step in one safetensors file, the settings beside it."""
-    tensors = {f"sae.{name}": t for name, t in trainer.sae.state_dict().items()}
-    tensors |= optimizer_tensors(trainer.adam)
-    tensors["since_fired"] = trainer.since_fired
-    tensors["step"] = torch.tensor(trainer.step)
-    tensors["scale"] = torch.tensor(trainer.scale, dtype=torch.float64)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / DESCRIPTION, _describe(trainer))
-    write_tensors(folder / STATE, tensors)
+    write_tensors(folder / STATE, state_tensors(trainer))
 
 
-def optimizer_tensors(adam: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's moments and steps, named adam.<number of the parameter>.<what>."""
-    state = adam.state_dict()["state"]
+def state_tensors(trainer: "Trainer") -> dict[str, Tensor]:
+    """All that a step depends on, by name."""
+    parts = {
+        "sae": trainer.sae.state_dict(),
+        "inputs": trainer.inputs.tensors(),
+        "penalty": trainer.penalty_state,
+        "average": trainer.average,
+        "best": trainer.best.tensors(),
+    }
+    tensors = {f"{group}.{n}": t for group, named in parts.items() for n, t in named.items()}
+    tensors |= optimizer_tensors(trainer.optimizer)
+    tensors["since_fired"] = trainer.since_fired
+    tensors["step"] = torch.tensor(trainer.step)
+    return tensors
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Moments and steps, named adam.<number of the parameter>.<what>."""
+    state = optimizer.state_dict()["state"]
     return {f"adam.{i}.{name}": t for i, moments in state.items() for name, t in moments.items()}
 
 
-def restore_optimizer(adam: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`; other tensors are left aside."""
-    whole = adam.state_dict()
+    whole = optimizer.state_dict()
     for name, tensor in part(tensors, "adam.").items():
         number, key = name.split(".")
         whole["state"].setdefault(int(number), {})[key] = tensor
-    adam.load_state_dict(whole)
+    optimizer.load_state_dict(whole)
 
 
 def _describe(trainer: "Trainer") -> dict[str, Any]:
     provenance = trainer.sae.provenance
-    return {
+    described = {
         "sae": trainer.sae.config.model_dump(),
         "train": trainer.config.model_dump(),
         "provenance": provenance.model_dump() if provenance else None,
     }
+    plain: dict[str, Any] = json.loads(json.dumps(described))  # tuples are lists in the file
+    return plain
 
 
 def load_state(trainer: "Trainer", folder: Path) -> None:
@@ -62,9 +75,18 @@ def load_state(trainer: "Trainer", folder: Path) -> None:
     except SafetensorError as error:
         raise CheckpointError(f"{folder / STATE}: {error}; pass --overwrite") from error
     trainer.sae.load_state_dict(part(state, "sae."))
-    restore_optimizer(trainer.adam, state)
+    restore_optimizer(trainer.optimizer, state)
+    for mine, theirs in (
+        (trainer.penalty_state, part(state, "penalty.")),
+        (trainer.average, part(state, "average.")),
+    ):
+        for name, tensor in mine.items():
+            tensor.copy_(theirs[name])
+    for name, tensor in part(state, "inputs.").items():
+        setattr(trainer.inputs, name, tensor)
+    trainer.best.load(part(state, "best."))
     trainer.since_fired.copy_(state["since_fired"])
-    trainer.step, trainer.scale = int(state["step"]), float(state["scale"])
+    trainer.step = int(state["step"])
 
 
 def _check_settings(trainer: "Trainer", folder: Path) -> None:

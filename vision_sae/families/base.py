@@ -1,0 +1,117 @@
+"""What a sparsity family is: how pre-activations become codes, and what it costs.
+
+A family is a small frozen config. It says which entries may differ from zero (`entries`, without
+gradient), what they become (`activate`, plain autograd on the entries), and the loss that keeps
+them few (`penalty`). Everything else (products, gradients, the loop) is shared.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vision_sae import kernels
+from vision_sae.codes import AnyCodes, Codes, DenseCodes, Support
+from vision_sae.config import Frozen
+from vision_sae.errors import ConfigError
+from vision_sae.select import Product
+
+if TYPE_CHECKING:
+    from vision_sae.losses import Pass
+    from vision_sae.sae import SAE
+
+At = Callable[[Tensor], Tensor]  # a number of each latent [s] -> the same at each entry
+DENSE_FROM = 1 / 16  # share of active entries above which matrices beat sparse products
+
+
+class Encoded(NamedTuple):
+    """Codes, and the pre-activations at their entries."""
+
+    codes: AnyCodes
+    z: Tensor
+
+
+class Family(Frozen):
+    """Base of all families; `kind` is the name in configs and on the command line."""
+
+    kind: str
+    signed: ClassVar[bool] = False  # codes may be negative
+    loss: ClassVar[str] = "fvu"  # what it is trained with: "fvu", or "mse" in published units
+    dead: ClassVar[str] = "auxk"  # the usual treatment of dead latents
+
+    def describe(self) -> str:
+        """The family and what its settings differ in from the usual, in words."""
+        own = self.model_dump(exclude_defaults=True, exclude={"kind"})
+        return ", ".join([self.kind, *(f"{name} {value}" for name, value in own.items())])
+
+    def attach(self, sae: "SAE") -> None:
+        """Register the family's own parameters and buffers."""
+
+    def check(self, s: int) -> str | None:
+        """What is wrong with these settings for s latents, in words."""
+        return None
+
+    def entries(
+        self, sae: "SAE", product: Product, k: int | None
+    ) -> tuple[Support, Float[Tensor, " e"]]:
+        """Where codes may differ from zero (or have a gradient), and z there."""
+        raise NotImplementedError
+
+    def activate(self, sae: "SAE", z: Tensor, at: At) -> Tensor:
+        """Pre-activations to codes, entry by entry."""
+        return z.relu()
+
+    def penalty(self, p: "Pass") -> Tensor | None:
+        """The sparsity loss, mean over rows; None when selection alone keeps codes sparse."""
+        return None
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Tensors that the penalty keeps between steps; they are saved with a training's state."""
+        return {}
+
+    def density(self, sae: "SAE", z: Float[Tensor, "n s"]) -> float:
+        """The share of entries that may differ from zero; 0 when few by construction."""
+        return 0.0
+
+    def rescale(self, sae: "SAE", factor: float) -> None:
+        """Divide the family's own tensors that are in units of the input."""
+
+    def fold_norms(self, sae: "SAE", norms: Float[Tensor, " s"]) -> None:
+        """Adapt the family's own tensors to z times norm. Raises ConfigError when none can be."""
+
+    def k_at(self, progress: float) -> int | None:
+        """The number of active latents at this share of the training, where it varies."""
+        return None
+
+    def encode(self, sae: "SAE", x: Float[Tensor, "n d"], *, k: int | None = None) -> Encoded:
+        """Codes of centred rows. Differentiable where gradients are on."""
+        if k is not None and "k" not in type(self).model_fields:
+            raise ConfigError(f"the {self.kind} family has no k to choose")
+        if sae.training and self._mostly_active(sae, x):
+            z = F.linear(x, sae.W_enc, sae.b_enc).to(x.dtype)
+            return Encoded(DenseCodes(self.activate(sae, z, lambda t: t)), z)
+        with torch.no_grad():
+            product = Product.of(x, sae.W_enc, sae.b_enc, sae.competing_norms())
+            support, known = self.entries(sae, product, k)
+            if sae.row_gradients:
+                support = replace(support, row_gradients=True)
+        z = self._differentiable(sae, x, support, known if product.exact else None)
+        values = self.activate(sae, z, lambda t: t[support.indices])
+        return Encoded(Codes(values, support), z)
+
+    def _differentiable(self, sae: "SAE", x: Tensor, support: Support, z: Tensor | None) -> Tensor:
+        if z is not None and not torch.is_grad_enabled():
+            return z
+        attached: Tensor = kernels.project(x, sae.W_enc, sae.b_enc, support, z)
+        return attached
+
+    @torch.no_grad()
+    def _mostly_active(self, sae: "SAE", x: Tensor, sample: int = 64) -> bool:
+        few = x[:: max(1, len(x) // sample)]
+        if type(self).density is Family.density:
+            return False
+        return self.density(sae, F.linear(few, sae.W_enc, sae.b_enc)) > DENSE_FROM

@@ -1,0 +1,69 @@
+"""BatchTopK: a budget for the whole batch in training, a threshold at inference."""
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vision_sae import select
+from vision_sae.codes import AnyCodes, Support
+from vision_sae.errors import ConfigError
+from vision_sae.families.topk import _K
+from vision_sae.select import Product
+
+if TYPE_CHECKING:
+    from vision_sae.sae import SAE
+
+RATE = 0.01  # of the running threshold, as in SAELens
+
+
+class BatchTopK(_K):
+    """The k*n largest of each training batch, rectified (Bussmann et al. 2024, arXiv 2412.06410).
+
+    At inference every row is read alone, against one threshold: the calibrated one (mean L0 of k
+    on held-out rows) or the running average of the smallest kept value; both are stored.
+    """
+
+    kind: Literal["batchtopk"] = "batchtopk"
+
+    def attach(self, sae: "SAE") -> None:
+        sae.register_buffer("threshold", torch.tensor(torch.nan))
+        sae.register_buffer("threshold_ema", torch.tensor(torch.nan))
+
+    def rescale(self, sae: "SAE", factor: float) -> None:
+        sae.threshold.div_(factor)
+        sae.threshold_ema.div_(factor)
+
+    def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
+        if sae.training or k is not None:
+            return select.batch_top(product, k or self.k, sae.group)
+        theta = self.threshold(sae).clamp(min=0)
+        return select.above(product, theta)
+
+    def threshold(self, sae: "SAE") -> Float[Tensor, ""]:
+        """The one in use. Raises ConfigError when there is none yet."""
+        choice = sae.threshold_choice
+        value = sae.threshold if choice == "calibrated" else sae.threshold_ema
+        if value.isnan() and choice == "calibrated":
+            value = sae.threshold_ema
+        if value.isnan():
+            raise ConfigError(
+                "this BatchTopK SAE has no inference threshold yet: train it, or set one with "
+                "calibrate"
+            )
+        return value
+
+    def scores(self, sae: "SAE", codes: AnyCodes) -> Float[Tensor, " e"]:
+        """What competed: codes, times norms if so configured."""
+        norms = sae.competing_norms()
+        return codes.values if norms is None else codes.values * codes.per_entry(norms)
+
+    @torch.no_grad()
+    def follow(self, sae: "SAE", codes: AnyCodes) -> None:
+        """Move the running threshold towards the smallest kept value of a batch."""
+        scores = self.scores(sae, codes)
+        least = sae.group.least(scores[scores > 0].min() if bool((scores > 0).any()) else None)
+        if least is not None:
+            ema = sae.threshold_ema
+            ema.copy_(torch.where(ema.isnan(), least, ema.lerp(least, RATE)))

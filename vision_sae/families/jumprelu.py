@@ -1,0 +1,136 @@
+"""JumpReLU: a learnt threshold per latent, trained through kernels around the jump.
+
+The derivative of a step is replaced by a kernel K of unit integral and width eps (Rajamanoharan
+et al. 2024, arXiv 2407.14435, section 4): for f = z H(z - theta),
+
+    df/dz = H(z - theta),  df/dtheta = -(theta / eps) K((z - theta) / eps)
+    dH/dz = 0,             dH/dtheta = -(1 / eps) K((z - theta) / eps)
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vision_sae import select
+from vision_sae.codes import Support
+from vision_sae.families.base import At, Family
+from vision_sae.select import Product
+
+if TYPE_CHECKING:
+    from vision_sae.losses import Pass
+    from vision_sae.sae import SAE
+
+Kernel = Callable[[Tensor], Tensor]
+
+# name -> (half of the support, K); each integrates to 1
+KERNELS: dict[str, tuple[float, Kernel]] = {
+    "rectangle": (0.5, lambda u: (u.abs() < 0.5).to(u.dtype)),
+    "triangle": (1.0, lambda u: (1 - u.abs()).clamp(min=0)),
+    "epanechnikov": (1.0, lambda u: 0.75 * (1 - u.square()).clamp(min=0)),
+    "quartic": (1.0, lambda u: 15 / 16 * (1 - u.square()).clamp(min=0).square()),
+    "cosine": (1.0, lambda u: math.pi / 4 * torch.cos(math.pi / 2 * u.clamp(-1, 1))),
+    "gaussian": (4.0, lambda u: torch.exp(-u.square() / 2) / math.sqrt(2 * math.pi)),
+}
+
+
+class JumpReLU(Family):
+    """f = z where z exceeds the latent's threshold, else 0, with one of three sparsity losses.
+
+    step: coefficient * L0 (arXiv 2407.14435, eq. 9). tanh: coefficient * sum tanh(c f n)
+    (Anthropic, January 2025), usually with the pre-activation loss (`dead="preact"`) and
+    `to_input`, which lets the kernel's gradient reach z too. target: coefficient *
+    (L0 / target - 1)^2. Widths and coefficients are in units of inputs of mean norm sqrt(d).
+    """
+
+    kind: Literal["jumprelu"] = "jumprelu"
+    mode: Literal["step", "tanh", "target"] = "tanh"
+    coefficient: float = Field(5.0, ge=0)
+    target: float = Field(20.0, gt=0)  # L0, of the target mode
+    c: float = Field(4.0, gt=0)  # of the tanh mode
+    start: float = Field(0.1, gt=0)  # first threshold
+    bandwidth: float = Field(2.0, gt=0)  # eps
+    kernel: Literal["rectangle", "triangle", "epanechnikov", "quartic", "cosine", "gaussian"] = (
+        "rectangle"
+    )
+    to_input: bool = True
+    loss: ClassVar[str] = "mse"
+    dead: ClassVar[str] = "preact"
+
+    def attach(self, sae: "SAE") -> None:
+        start = torch.full((sae.config.s,), math.log(self.start))
+        sae.log_threshold = nn.Parameter(start)
+
+    def rescale(self, sae: "SAE", factor: float) -> None:
+        sae.log_threshold.sub_(math.log(factor))
+
+    def fold_norms(self, sae: "SAE", norms: Tensor) -> None:
+        sae.log_threshold.add_(norms.log())
+
+    def margin(self) -> float:
+        """How far below the threshold the kernel reaches."""
+        return KERNELS[self.kernel][0] * self.bandwidth
+
+    def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
+        least = sae.log_threshold.exp()
+        if sae.training:
+            least = least - self.margin()
+        return select.above(product, least)
+
+    def density(self, sae: "SAE", z: Tensor) -> float:
+        return float((z > sae.log_threshold.exp() - self.margin()).float().mean())
+
+    def activate(self, sae: "SAE", z: Tensor, at: At) -> Tensor:
+        theta = at(sae.log_threshold.exp())
+        out: Tensor = _Jump.apply(z, theta, self.bandwidth, self.kernel, self.to_input)
+        return out
+
+    def penalty(self, p: "Pass") -> Tensor | None:
+        if self.mode == "tanh":
+            return self.coefficient * torch.tanh(self.c * p.weighted_values()).sum() / p.rows
+        theta = p.codes.per_entry(p.sae.log_threshold.exp())
+        on: Tensor = _Step.apply(p.z, theta, self.bandwidth, self.kernel)
+        l0 = on.sum() / p.rows
+        if self.mode == "step":
+            return self.coefficient * l0
+        return self.coefficient * (p.whole_batch(l0) / self.target - 1).square()
+
+
+def _kernel(z: Tensor, theta: Tensor, eps: float, kernel: str) -> Tensor:
+    """(1 / eps) K((z - theta) / eps): the derivative of the smoothed step."""
+    return KERNELS[kernel][1]((z - theta) / eps) / eps
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, theta: Tensor, eps: float, kernel: str, to_input: bool
+    ) -> Tensor:
+        ctx.save_for_backward(z, theta)
+        ctx.settings = (eps, kernel, to_input)
+        return z * (z > theta)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, theta = ctx.saved_tensors
+        eps, kernel, to_input = ctx.settings
+        jump = theta * _kernel(z, theta, eps, kernel)
+        to_z = (z > theta).to(z.dtype) + (jump if to_input else 0)
+        return grad * to_z, (-grad * jump).sum_to_size(theta.shape), None, None, None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, eps: float, kernel: str) -> Tensor:
+        ctx.save_for_backward(z, theta)
+        ctx.settings = (eps, kernel)
+        return (z > theta).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, theta = ctx.saved_tensors
+        to_theta = -grad * _kernel(z, theta, *ctx.settings)
+        return None, to_theta.sum_to_size(theta.shape), None, None

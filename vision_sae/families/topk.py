@@ -1,0 +1,89 @@
+"""Families that keep a fixed number of latents in each row."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from vision_sae import select
+from vision_sae.codes import Support
+from vision_sae.errors import ConfigError
+from vision_sae.families.base import At, Family
+from vision_sae.select import Product
+
+if TYPE_CHECKING:
+    from vision_sae.sae import SAE
+
+
+class _K(Family):
+    k: int = Field(ge=1)
+    anneal_from: int | None = Field(None, ge=1)  # start with this many, go down linearly
+    anneal_share: float = Field(0.5, gt=0, le=1)  # over this share of the training
+
+    def check(self, s: int) -> str | None:
+        most = max(self.k, self.anneal_from or 0)
+        return None if most <= s else f"k must lie in 1..{s} (the number of latents); got {most}"
+
+    def fold_norms(self, sae: "SAE", norms: Tensor) -> None:
+        needs_competing_norms(self, sae, norms)
+
+    def k_at(self, progress: float) -> int | None:
+        if self.anneal_from is None:
+            return None
+        left = max(0.0, 1 - progress / self.anneal_share)
+        return self.k + round((self.anneal_from - self.k) * left)
+
+
+def needs_competing_norms(family: Family, sae: "SAE", norms: Tensor) -> None:
+    """Raises ConfigError when unit norms would change which latents win."""
+    if not sae.config.rescale and bool(((norms - norms[0]).abs() > 1e-6 * norms[0]).any()):
+        raise ConfigError(
+            f"the norms of a {family.kind} SAE cannot be folded: its latents compete by z alone "
+            "(rescale=False), so other atoms would be chosen"
+        )
+
+
+class TopK(_K):
+    """The k largest of each row, rectified (Gao et al. 2024, arXiv 2406.04093, eq. 2).
+
+    With `multi`, a second reconstruction from multi * k latents is added to the loss with weight
+    1/8 (Multi-TopK, same paper, section 4.2, which uses 4).
+    """
+
+    kind: Literal["topk"] = "topk"
+    multi: int | None = Field(None, ge=2)
+
+    def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
+        z, latents = select.top(product, k or self.k)
+        return Support.even(latents, product.shape[1]), z.flatten()
+
+
+class AbsTopK(_K):
+    """The k of each row that are largest by absolute value, with their sign, not rectified."""
+
+    kind: Literal["abstopk"] = "abstopk"
+    signed: ClassVar[bool] = True
+
+    def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
+        z, latents = select.top(product, k or self.k, magnitude=True)
+        return Support.even(latents, product.shape[1]), z.flatten()
+
+    def activate(self, sae: "SAE", z: Tensor, at: At) -> Tensor:
+        return z
+
+
+class GroupMax(Family):
+    """The largest of each of k equal, consecutive groups of latents, rectified (sparsify)."""
+
+    kind: Literal["groupmax"] = "groupmax"
+    k: int = Field(ge=1)
+
+    def check(self, s: int) -> str | None:
+        return None if s % self.k == 0 else f"k must divide the {s} latents; got {self.k}"
+
+    def fold_norms(self, sae: "SAE", norms: Tensor) -> None:
+        needs_competing_norms(self, sae, norms)
+
+    def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
+        z, latents = select.group_max(product, k or self.k)
+        return Support.even(latents, product.shape[1]), z.flatten()

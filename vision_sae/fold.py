@@ -1,0 +1,69 @@
+"""Exact changes of units: an SAE trained on treated inputs becomes one of the inputs themselves."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vision_sae.sae import SAE
+
+
+@torch.no_grad()
+def fold_scale(sae: SAE, scale: float, scale_out: float | None = None) -> None:
+    """Turn an SAE of (scale * x) -> (scale_out * y) into one of x -> y.
+
+    Families commute with positive factors, so only biases and thresholds are divided by the scale;
+    atoms keep their norm and codes come out in the data's units. The inverse is
+    fold_scale(1 / scale).
+    """
+    out = scale if scale_out is None else scale_out
+    sae.b_enc.div_(scale)
+    sae.b_dec.div_(out)
+    sae.config.sparsity.rescale(sae, scale)
+    if out != scale:
+        sae.W_dec.mul_(scale / out)
+    if sae.W_skip is not None:
+        sae.W_skip.mul_(scale / out)
+    sae.scale.mul_(scale)
+
+
+@torch.no_grad()
+def fold_whitening(
+    sae: SAE, mean: Float[Tensor, " d"], matrix: Float[Tensor, "d d"], inverse: Float[Tensor, "d d"]
+) -> None:
+    """Turn an SAE of (x - mean) @ matrix, undone by @ inverse + mean, into one of x.
+
+    Codes stay in whitened units, so a row's codes are the same as before. Atoms lose unit norm and
+    tied weights part.
+    """
+    untie(sae)
+    sae.b_dec.copy_(sae.b_dec @ inverse + mean)
+    sae.W_enc.copy_(sae.W_enc @ matrix.T)
+    sae.W_dec.copy_(sae.W_dec @ inverse)
+    sae.config = sae.config.model_copy(update={"atoms": "free"})
+
+
+@torch.no_grad()
+def untie(sae: SAE) -> None:
+    """Give tied or parametrised weights tensors of their own."""
+    if sae.config.dictionary:
+        parametrize.remove_parametrizations(sae, "W_dec", leave_parametrized=True)
+    elif sae.config.tied:
+        sae.W_dec = nn.Parameter(sae.W_dec.detach().clone())
+    sae.config = sae.config.model_copy(update={"tied": False, "dictionary": None})
+
+
+@torch.no_grad()
+def fold_norms(sae: SAE) -> None:
+    """Give every atom unit norm, without changing which latents are active or what they add.
+
+    Codes come out times the norms. Raises ConfigError where that would change the choice: a family
+    in which latents compete by z alone.
+    """
+    untie(sae)
+    norms = sae.W_dec.norm(dim=1).clamp(min=1e-12)
+    sae.config.sparsity.fold_norms(sae, norms)
+    sae.W_dec.div_(norms[:, None])
+    sae.W_enc.mul_(norms[:, None])
+    sae.b_enc.mul_(norms)
+    sae.config = sae.config.model_copy(update={"rescale": False, "atoms": "unit"})

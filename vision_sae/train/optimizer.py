@@ -1,0 +1,63 @@
+"""Optimizers, by name."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vision_sae.train.config import TrainConfig
+
+
+def optimizer_of(config: TrainConfig, sae: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Fused Adam, or the lean one for dictionaries of which a step touches few rows."""
+    if config.optimizer == "rows":
+        return RowAdam(sae.parameters(), lr, config.betas, config.eps)
+    return torch.optim.Adam(sae.parameters(), lr=lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam with one second moment per row, which moves only rows that have a gradient.
+
+    Row-sparse gradients stay so: nothing of the weights' size is made but the first moment. The
+    second moment is the mean of squares over the row (as in FBGEMM's partial row-wise Adam); rows
+    without gradient keep their moments (as in torch's SparseAdam).
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["row_sq"] = parameter.new_zeros(parameter.shape[:1])
+        state["step"] += 1
+        rows, grad = rows_of(parameter.grad)
+        (one, two), t = group["betas"], float(state["step"])
+        mean = state["exp_avg"][rows].lerp_(grad, 1 - one)
+        square = state["row_sq"][rows].lerp_(grad.square().view(len(grad), -1).mean(1), 1 - two)
+        state["exp_avg"][rows], state["row_sq"][rows] = mean, square
+        size = (square / (1 - two**t)).sqrt_().add_(group["eps"])
+        change = mean.div_(size.view(-1, *[1] * (grad.ndim - 1)))
+        parameter.index_add_(0, rows, change, alpha=-group["lr"] / (1 - one**t))
+
+
+def rows_of(grad: Tensor | None) -> tuple[Int[Tensor, " r"], Float[Tensor, "r *rest"]]:
+    """The rows that a gradient covers and their values, of a dense or row-sparse one."""
+    assert grad is not None
+    if not grad.is_sparse:
+        return torch.arange(len(grad), device=grad.device), grad
+    grad = grad.coalesce()
+    return grad.indices()[0], grad.values()
