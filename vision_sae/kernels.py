@@ -41,7 +41,9 @@ def matrix_gradient(
     start = torch.cat([by.start[latents], by.start[-1:]])
     rows = _bags(by.rows, dense, start, values[by.order])
     size = (support.width, dense.shape[1])
-    return torch.sparse_coo_tensor(latents[None], rows, size, is_coalesced=True)
+    return torch.sparse_coo_tensor(
+        latents[None], rows, size, is_coalesced=True, check_invariants=False
+    )
 
 
 def _bags(indices: Tensor, matrix: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -107,7 +109,13 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, z: Tensor, support: Support
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        centre: Tensor | None,
+        z: Tensor,
+        support: Support,
     ) -> Tensor:
         ctx.support = support
         ctx.save_for_backward(x, weight)
@@ -116,11 +124,13 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        to_x, to_weight, to_bias, _, _ = ctx.needs_input_grad
+        to_x, to_weight, to_bias, to_centre, _, _ = ctx.needs_input_grad
+        of_latents = latent_sum(grad, ctx.support)
         return (
             gather_sum(grad, ctx.support, weight) if to_x else None,
             matrix_gradient(grad, ctx.support, x) if to_weight else None,
-            latent_sum(grad, ctx.support) if to_bias else None,
+            of_latents if to_bias else None,
+            -(of_latents @ weight) if to_centre else None,  # the sum over rows of to_x, far cheaper
             None,
             None,
         )
@@ -133,13 +143,15 @@ def project(
     bias: Float[Tensor, " s"],
     support: Support,
     z: Float[Tensor, " e"] | None = None,
+    centre: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, " e"]:
-    """x @ weight.T + bias at the entries of the support, differentiable in x, weight and bias.
+    """x @ weight.T + bias at the entries of the support, differentiable in all three.
 
-    `z` are the numbers where they are known already. Nothing of size [n s] is kept.
+    `z` are the numbers where they are known already. `centre` was taken off x without gradient and
+    gets its gradient here. Nothing of size [n s] is kept.
     """
     with torch.no_grad():
         if z is None:
             z = entry_dots(x, weight, support) + bias[support.indices]
-    out: Tensor = _Project.apply(x, weight, bias, z, support)
+    out: Tensor = _Project.apply(x, weight, bias, centre, z, support)
     return out

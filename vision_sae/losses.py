@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vision_sae import kernels, nest
-from vision_sae.codes import AnyCodes, Codes
+from vision_sae import kernels, nest, select, sharded
+from vision_sae.codes import AnyCodes, Codes, DenseCodes, Support
+from vision_sae.families.base import DENSE_FROM
 from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE
+from vision_sae.select import Product
 
 
 @dataclass
@@ -47,8 +50,12 @@ class Pass:
         return self.codes.values * self.codes.per_entry(self.sae.W_dec.norm(dim=1))
 
     def whole_batch(self, part: Tensor) -> Tensor:
-        """A sum over this process's rows as the sum over all, with the gradient of its own."""
+        """A sum over this process's rows and latents as the sum over all, with its own gradient."""
         return part + (self.group.sum(part.detach().clone()) - part.detach())
+
+    def share(self) -> float:
+        """How much of the batch this piece of it is, over all processes."""
+        return self.group.rows.total(len(self.x)) / self.rows
 
 
 def forward(
@@ -80,7 +87,20 @@ def spread(x: Float[Tensor, "n d"], group: Group = ALONE) -> Float[Tensor, ""]:
 
 def squared(x: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """The sum of squares, without a tensor of squares."""
-    return torch.dot(x.reshape(-1), x.reshape(-1))
+    total: Tensor = _Squared.apply(x)
+    return total
+
+
+class _Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.dot(x.reshape(-1), x.reshape(-1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (2 * grad)
 
 
 def fvu(x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -96,7 +116,7 @@ def reconstruction(p: Pass) -> Float[Tensor, ""]:
     unit = p.spread if p.sae.config.sparsity.loss == "fvu" else float(p.rows)
     settings = p.sae.config.nest
     if settings is None:
-        return squared(p.residual) / unit
+        return p.group.latents.part_of(squared(p.residual) / unit)
     bias = p.sae.b_dec
     parts = nest.reconstructions(settings, p.codes, p.sae.W_dec, bias, p.seed * 7919 + p.step)
     skipped = p.sae.skipped(p.x)
@@ -112,10 +132,11 @@ def multi_topk(p: Pass) -> Float[Tensor, ""] | None:
     times = getattr(family, "multi", None)
     if not times:
         return None
-    k = min(times * (family.k_at(p.progress) or family.k), p.sae.config.s)  # type: ignore[attr-defined]
+    most = p.sae.config.s * p.group.latents.size
+    k = min(times * (family.k_at(p.progress) or family.k), most)  # type: ignore[attr-defined]
     codes = p.sae.encoded(p.x, k=k).codes
     x_hat = p.sae.decode(codes) + p.sae.skipped(p.x)
-    return squared(p.target - x_hat) / p.spread / 8
+    return p.group.latents.part_of(squared(p.target - x_hat) / p.spread / 8)
 
 
 def auxk(p: Pass, k: int, *, form: str = "openai") -> Float[Tensor, ""]:
@@ -125,18 +146,39 @@ def auxk(p: Pass, k: int, *, form: str = "openai") -> Float[Tensor, ""]:
     variance. saelens (6.54): pre-activations as they are, error summed over dimensions, times
     min(dead / k, 1). The residual is detached; 0 when no latent is dead.
     """
-    ids = p.dead.nonzero()[:, 0]
-    if not len(ids):
+    ids, latents = p.dead.nonzero()[:, 0], p.group.latents
+    dead = latents.total(len(ids))
+    if not dead:
         return p.target.new_zeros(())
-    z = dead_pre_activations(p, ids)
-    values, chosen = z.topk(min(k, len(ids)), dim=1, sorted=False)
-    codes = Codes.even(values.relu() if form == "openai" else values, chosen, len(ids))
+    guess = latents.joined(_from_dead(p, ids, min(k, dead), rectify=form == "openai"))
     residual = p.residual.detach()
-    guess: Tensor = kernels.decode(codes, p.sae.W_dec[ids])
-    error = squared(residual - guess)
+    error = latents.part_of(squared(residual - guess))
     if form == "openai":
-        return error / spread(residual, p.group)
-    return error / p.rows * min(len(ids) / k, 1.0)
+        return error / spread(residual, p.group.rows)
+    return error / p.rows * min(dead / k, 1.0)
+
+
+def _from_dead(p: Pass, ids: Tensor, k: int, *, rectify: bool) -> Float[Tensor, "n o"]:
+    """What the k largest pre-activations of dead latents (of all processes) decode to, no bias."""
+    few = min(k, len(ids))
+    if few >= DENSE_FROM * len(ids):
+        z = dead_pre_activations(p, ids)
+        values, chosen = z.topk(few, dim=1, sorted=False)
+        mask = torch.zeros_like(z).scatter_(1, chosen, 1.0)
+        if p.group.latents.size > 1:
+            mask.scatter_(1, chosen, p.group.latents.best(values.detach(), k).to(z.dtype))
+        codes: AnyCodes = DenseCodes(z * mask)
+    else:
+        weight, bias = p.sae.W_enc[ids], p.sae.b_enc[ids]
+        x = p.sae.read(p.x)
+        with torch.no_grad():
+            product = Product.of(x, weight, bias)
+            known, latents = select.top(product, few)
+            support, known = sharded.kept(product, known, latents, k, p.group.latents)
+        codes = Codes(kernels.project(x, weight, bias, support, known), support)
+    codes = codes.map(torch.relu) if rectify else codes
+    guess: Tensor = kernels.decode(codes, p.sae.W_dec[ids])
+    return guess
 
 
 def dead_pre_activations(p: Pass, ids: Tensor) -> Float[Tensor, "n dead"]:
@@ -147,15 +189,15 @@ def dead_pre_activations(p: Pass, ids: Tensor) -> Float[Tensor, "n dead"]:
 def ghost(p: Pass) -> Float[Tensor, ""]:
     """Ghost gradients (Jermyn & Templeton 2024): exp of dead pre-activations, scaled to half the
     residual, predict it; the loss is scaled to the size of the main one."""
-    ids = p.dead.nonzero()[:, 0]
-    if not len(ids):
+    ids, latents = p.dead.nonzero()[:, 0], p.group.latents
+    if not latents.total(len(ids)):
         return p.target.new_zeros(())
     residual = p.residual.detach()
-    guess: Tensor = torch.exp(dead_pre_activations(p, ids)) @ p.sae.W_dec[ids]
+    guess = latents.joined(torch.exp(dead_pre_activations(p, ids)) @ p.sae.W_dec[ids])
     scale = residual.norm(dim=1) / (2 * guess.norm(dim=1)).clamp(min=1e-12)
     error = squared(guess * scale.detach()[:, None] - residual)
-    main = squared(residual)
-    return error / p.rows * (main / error.clamp(min=1e-12)).detach()
+    main, size = p.group.rows.sum(torch.stack([squared(residual), error.detach()]))
+    return latents.part_of(error / p.rows * (main / size.clamp(min=1e-12)))
 
 
 def pre_activation(p: Pass, *, every: bool = False) -> Float[Tensor, ""]:

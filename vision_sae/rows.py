@@ -20,13 +20,14 @@ class RowTreatment(NamedTuple):
 def treat_rows(x: Float[Tensor, "n d"], how: RowNorm) -> RowTreatment:
     """constant_norm: to length sqrt(d). layer_norm: to mean 0 and standard deviation 1.
 
-    The deviation is the unbiased one, with 1e-5 added, as in openai/sparse_autoencoder and SAELens.
+    The deviation is the unbiased one; rows are divided by it plus 1e-5 and multiplied by it alone
+    on the way back, as in openai/sparse_autoencoder and SAELens.
     """
     if how == "constant_norm":
         factor = x.shape[1] ** 0.5 / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return RowTreatment(x * factor, lambda y: y / factor)
-    if how == "layer_norm":
+    if how == "layer_norm" and len(x):
         mean = x.mean(1, keepdim=True)
-        deviation = (x - mean).std(1, keepdim=True) + EPS
-        return RowTreatment((x - mean) / deviation, lambda y: y * deviation + mean)
+        deviation = (x - mean).std(1, keepdim=True)
+        return RowTreatment((x - mean) / (deviation + EPS), lambda y: y * deviation + mean)
     return RowTreatment(x, lambda y: y)

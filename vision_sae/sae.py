@@ -60,6 +60,8 @@ class SAEConfig(Frozen):
     def _contradiction(self) -> str | None:
         if self.d_out is not None and (self.tied or self.centred or self.rows != "none"):
             return "a transcoder (d_out) has tied=False, centred=False and rows='none'"
+        if self.rescale and not self.sparsity.competes:
+            return f"rescale is for families whose latents compete; {self.sparsity.kind} is none"
         if self.skip and self.d_out is None:
             return "skip is for transcoders: set d_out"
         if self.dictionary and (self.tied or self.atoms == "unit"):
@@ -137,6 +139,7 @@ class SAE(nn.Module):
 
     # set by training, not saved
     group: Group = ALONE
+    b_in: Tensor | None = None  # b_dec as the encoder reads it, when latents are shared
     row_gradients = False  # gradients of the weights cover only the rows of active latents
     screened = False  # look for the largest in low precision first
 
@@ -178,7 +181,11 @@ class SAE(nn.Module):
         return treat_rows(x.reshape(-1, self.config.d), self.config.rows)
 
     def _centred(self, rows: Tensor) -> Tensor:
-        return rows - self.b_dec if self.config.centred else rows
+        return rows - self._offset if self.config.centred else rows
+
+    @property
+    def _offset(self) -> Tensor:
+        return self.b_dec if self.b_in is None else self.b_in
 
     def pre_activations(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n s"]:
         """z, dense. Raises DataError when the width is another one."""
@@ -194,16 +201,23 @@ class SAE(nn.Module):
 
     def encoded(self, x: Float[Tensor, "*n d"], *, k: int | None = None) -> Encoded:
         """Codes in whichever form is faster to train on, with the pre-activations behind them."""
-        return self.config.sparsity.encode(self, self.read(x), k=k)
+        return self._encoded(self.treated(x).rows, k)
+
+    def _encoded(self, rows: Tensor, k: int | None = None) -> Encoded:
+        family = self.config.sparsity
+        if rows.requires_grad or not self.config.centred:
+            return family.encode(self, self._centred(rows), k=k)
+        with torch.no_grad():  # b_dec's gradient comes from the codes, without one for all rows
+            centred = self._centred(rows)
+        return family.encode(self, centred, k=k, centre=self._offset)
 
     def decode(self, codes: AnyCodes) -> Float[Tensor, "n o"]:
         """Codes times atoms, plus b_dec (and no skip path)."""
-        x_hat: Tensor = kernels.decode(codes, self.W_dec) + self.b_dec
-        return x_hat
+        return self.group.latents.joined(kernels.decode(codes, self.W_dec)) + self.b_dec
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Output:
         rows, undo = self.treated(x)
-        codes = _sparse(self.config.sparsity.encode(self, self._centred(rows)).codes)
+        codes = _sparse(self._encoded(rows).codes)
         return Output(codes, undo(self.decode(codes) + self.skipped(rows)))
 
     def skipped(self, rows: Float[Tensor, "n d"]) -> Tensor | float:

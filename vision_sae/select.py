@@ -5,7 +5,7 @@ free, and what is kept from each tile is small, so that memory does not grow wit
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,31 +23,39 @@ GPU_TILE = (4096, 2**16)
 class Product:
     """z = x @ weight.T + bias, never whole. With `norms`, latents compete by z times norm.
 
-    Under autocast the product is taken in the lower precision; whoever needs exact numbers asks
-    for the entries that were selected again.
+    Under autocast all of it is in the lower precision and `exact` is false: whoever needs exact
+    numbers asks for the entries that were selected again.
     """
 
     x: Float[Tensor, "n d"]
     weight: Float[Tensor, "s d"]
     bias: Float[Tensor, " s"]
     norms: Float[Tensor, " s"] | None = None
-    dtype: torch.dtype = torch.float32
+    exact: bool = True
     tile: tuple[int, int] = CPU_TILE
 
     @classmethod
     def of(cls, x: Tensor, weight: Tensor, bias: Tensor, norms: Tensor | None = None) -> "Product":
         """Precision from autocast, tiles from the device."""
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        return cls(x, weight, bias, norms, dtype, CPU_TILE if kind == "cpu" else GPU_TILE)
+        product = cls(x, weight, bias, norms, tile=CPU_TILE if kind == "cpu" else GPU_TILE)
+        if torch.is_autocast_enabled(kind):
+            return product.lower(torch.get_autocast_dtype(kind))
+        return product
+
+    def lower(self, dtype: torch.dtype) -> "Product":
+        """The same in a lower precision."""
+        norms = None if self.norms is None else self.norms.to(dtype)
+        x, weight, bias = self.x.to(dtype), self.weight.to(dtype), self.bias.to(dtype)
+        return Product(x, weight, bias, norms, False, self.tile)
+
+    def at(self, rows: Int[Tensor, " r"]) -> "Product":
+        """Some rows only."""
+        return replace(self, x=self.x[rows])
 
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.x), len(self.weight)
-
-    @property
-    def exact(self) -> bool:
-        return self.dtype == self.weight.dtype
 
     def row_tiles(self) -> Iterator[slice]:
         n, step = len(self.x), self.tile[0]
@@ -60,24 +68,22 @@ class Product:
         """
         s = len(self.weight)
         step = s if whole else self.tile[1]
-        x, buffer = self.x[rows].to(self.dtype), None
+        x, buffer = self.x[rows], self.x.new_empty(0)
         for first in range(0, s, step):
             last = min(first + step, s)
-            if buffer is None or buffer.shape[1] != last - first:
-                buffer = x.new_empty(len(x), last - first)
+            buffer.resize_(len(x), last - first)
             yield first, self._tile(x, slice(first, last), buffer)
 
     def _tile(self, x: Tensor, latents: slice, buffer: Tensor) -> Tensor:
-        weight = self.weight[latents].to(self.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            z = torch.mm(x, weight.T, out=buffer)
-        z += self.bias[latents].to(self.dtype)
-        return z if self.norms is None else z.mul_(self.norms[latents].to(self.dtype))
+            z = torch.mm(x, self.weight[latents].T, out=buffer)
+        z += self.bias[latents]
+        return z if self.norms is None else z.mul_(self.norms[latents])
 
     def pre_activations(self, scores: Tensor, latents: Int[Tensor, "*e"]) -> Tensor:
         """What competed, as pre-activations."""
-        scores = scores.to(self.weight.dtype)
-        return scores if self.norms is None else scores / self.norms[latents]
+        scores = scores if self.norms is None else scores / self.norms[latents]
+        return scores if self.exact else scores.float()
 
 
 def top(
@@ -103,12 +109,28 @@ def _top_of(product: Product, rows: slice, k: int, magnitude: bool) -> tuple[Ten
     return scores, latents.gather(1, chosen)
 
 
+GROUP = 16  # latents that are compared first among themselves
+
+
 def _largest(z: Tensor, k: int, magnitude: bool) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their places, in no order."""
     if magnitude:
-        chosen = z.abs().topk(k, dim=1, sorted=False).indices
+        chosen = _largest(z.abs(), k, False)[1]
         return z.gather(1, chosen), chosen
-    values, chosen = z.topk(k, dim=1, sorted=False)
-    return values, chosen
+    if z.shape[1] % GROUP or z.shape[1] < 4 * GROUP * k:
+        return tuple(z.topk(k, dim=1, sorted=False))
+    return _largest_by_groups(z, k)
+
+
+def _largest_by_groups(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same, nearly twice as fast: the k largest lie in the k groups of largest maximum."""
+    groups = z.view(len(z), GROUP, -1)  # group j holds places j, j + size, j + 2 size, ...
+    size = groups.shape[2]
+    best = groups.amax(1).topk(k, dim=1, sorted=False).indices
+    inside = groups.gather(2, best[:, None].expand(-1, GROUP, -1)).flatten(1)
+    values, place = inside.topk(k, dim=1, sorted=False)
+    member = place.div(k, rounding_mode="floor")
+    return values, member * size + best.gather(1, place - member * k)
 
 
 def above(product: Product, least: Float[Tensor, "..."]) -> tuple[Support, Float[Tensor, " e"]]:
@@ -147,20 +169,20 @@ def true_places(mask: Bool[Tensor, "..."]) -> Int[Tensor, " e"]:
 def batch_top(
     product: Product, k: int, group: Group = ALONE
 ) -> tuple[Support, Float[Tensor, " e"]]:
-    """The k*n largest positive entries of the whole batch (of all processes), exactly.
+    """The k*n largest positive entries of the whole batch and dictionary (all processes'), exactly.
 
     A bound below the cut is guessed from a sample of rows; everything above it is collected, and
     if that is too little the bound is lowered.
     """
     share = 1.25
-    rows = int(group.sum(torch.tensor(len(product.x))))
+    rows = group.rows.total(len(product.x))
     while True:
-        guess = _bound(product, k * len(product.x) * share) if len(product.x) else None
+        guess = _bound(product, k * rows * share / group.size) if len(product.x) else None
         bound = group.least(guess)
         if bound is None:
             return above(product, product.bias.new_zeros(()))
         support, z = above(product, bound)
-        found = int(group.sum(torch.tensor(len(z))))
+        found = group.total(len(z))
         if found >= k * rows or float(bound) <= 0:
             return _cut(product, support, z, k * rows, group)
         share *= 2
@@ -170,11 +192,11 @@ def _bound(product: Product, count: float, sample: int = 64) -> Float[Tensor, ""
     """A number that about `count` entries of the batch exceed, at least 0."""
     n, s = product.shape
     rows = torch.arange(0, n, max(1, n // sample), device=product.x.device)
-    few = Product(
-        product.x[rows], product.weight, product.bias, product.norms, product.dtype, (len(rows), s)
-    )
+    few = replace(product.at(rows), tile=(len(rows), s))
     z = next(few.tiles(slice(0, len(rows))))[1].flatten()
-    wanted = min(len(z), int(count * len(rows) / n) + 1)
+    wanted = int(count * len(rows) / n) + 1
+    if wanted >= len(z):  # also ends the search where nothing lies above: ties, NaN
+        return torch.zeros((), device=z.device)
     return z.float().topk(wanted, sorted=False).values.min().clamp(min=0)
 
 
@@ -198,5 +220,7 @@ def group_max(product: Product, groups: int) -> tuple[Float[Tensor, "n k"], Int[
         scores, place = z.view(len(z), groups, -1).max(2)
         size = z.shape[1] // groups
         parts.append((scores, place + torch.arange(groups, device=z.device) * size))
+    if not parts:
+        return product.x.new_zeros(0, groups), torch.zeros(0, groups, dtype=torch.long)
     scores, latents = (torch.cat(side) for side in zip(*parts, strict=True))
     return product.pre_activations(scores, latents), latents

@@ -40,6 +40,8 @@ class Family(Frozen):
 
     kind: str
     signed: ClassVar[bool] = False  # codes may be negative
+    competes: ClassVar[bool] = False  # latents are chosen against each other
+    spreads: ClassVar[bool] = False  # latents may be shared by several processes (sharded.py)
     loss: ClassVar[str] = "fvu"  # what it is trained with: "fvu", or "mse" in published units
     dead: ClassVar[str] = "auxk"  # the usual treatment of dead latents
 
@@ -87,27 +89,31 @@ class Family(Frozen):
         """The number of active latents at this share of the training, where it varies."""
         return None
 
-    def encode(self, sae: "SAE", x: Float[Tensor, "n d"], *, k: int | None = None) -> Encoded:
-        """Codes of centred rows. Differentiable where gradients are on."""
+    def encode(
+        self,
+        sae: "SAE",
+        x: Float[Tensor, "n d"],
+        *,
+        k: int | None = None,
+        centre: Float[Tensor, " d"] | None = None,
+    ) -> Encoded:
+        """Codes of centred rows; `centre` is what was taken off them and awaits its gradient."""
         if k is not None and "k" not in type(self).model_fields:
             raise ConfigError(f"the {self.kind} family has no k to choose")
         if sae.training and self._mostly_active(sae, x):
-            z = F.linear(x, sae.W_enc, sae.b_enc).to(x.dtype)
+            z = F.linear(following(x, centre), sae.W_enc, sae.b_enc).to(x.dtype)
             return Encoded(DenseCodes(self.activate(sae, z, lambda t: t)), z)
         with torch.no_grad():
             product = Product.of(x, sae.W_enc, sae.b_enc, sae.competing_norms())
             support, known = self.entries(sae, product, k)
             if sae.row_gradients:
                 support = replace(support, row_gradients=True)
-        z = self._differentiable(sae, x, support, known if product.exact else None)
+        z = known
+        if torch.is_grad_enabled() or not product.exact:
+            exact = known if product.exact else None
+            z = kernels.project(x, sae.W_enc, sae.b_enc, support, exact, centre)
         values = self.activate(sae, z, lambda t: t[support.indices])
         return Encoded(Codes(values, support), z)
-
-    def _differentiable(self, sae: "SAE", x: Tensor, support: Support, z: Tensor | None) -> Tensor:
-        if z is not None and not torch.is_grad_enabled():
-            return z
-        attached: Tensor = kernels.project(x, sae.W_enc, sae.b_enc, support, z)
-        return attached
 
     @torch.no_grad()
     def _mostly_active(self, sae: "SAE", x: Tensor, sample: int = 64) -> bool:
@@ -115,3 +121,8 @@ class Family(Frozen):
         if type(self).density is Family.density:
             return False
         return self.density(sae, F.linear(few, sae.W_enc, sae.b_enc)) > DENSE_FROM
+
+
+def following(x: Float[Tensor, "n d"], centre: Tensor | None) -> Float[Tensor, "n d"]:
+    """x unchanged, with the gradient of what was taken off it."""
+    return x if centre is None else x - (centre - centre.detach())

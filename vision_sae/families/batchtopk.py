@@ -1,6 +1,6 @@
 """BatchTopK: a budget for the whole batch in training, a threshold at inference."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ class BatchTopK(_K):
     """
 
     kind: Literal["batchtopk"] = "batchtopk"
+    spreads: ClassVar[bool] = True
 
     def attach(self, sae: "SAE") -> None:
         sae.register_buffer("threshold", torch.tensor(torch.nan))
@@ -34,6 +35,12 @@ class BatchTopK(_K):
     def rescale(self, sae: "SAE", factor: float) -> None:
         sae.threshold.div_(factor)
         sae.threshold_ema.div_(factor)
+
+    def fold_norms(self, sae: "SAE", norms: Tensor) -> None:
+        super().fold_norms(sae, norms)
+        if not sae.config.rescale:  # the norms are all the same, and the threshold was on z
+            sae.threshold.mul_(norms[0])
+            sae.threshold_ema.mul_(norms[0])
 
     def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
         if sae.training or k is not None:
@@ -66,4 +73,5 @@ class BatchTopK(_K):
         least = sae.group.least(scores[scores > 0].min() if bool((scores > 0).any()) else None)
         if least is not None:
             ema = sae.threshold_ema
+            least = least.to(ema)
             ema.copy_(torch.where(ema.isnan(), least, ema.lerp(least, RATE)))

@@ -42,7 +42,8 @@ class Gated(Rectified):
         gate = p.codes.map(lambda _: p.z.relu())
         norms = p.sae.W_dec.norm(dim=1) if p.sae.config.atoms == "free" else None
         weighted = gate.values if norms is None else gate.values * gate.per_entry(norms)
-        guess: Tensor = kernels.decode(gate, p.sae.W_dec.detach()) + p.sae.b_dec.detach()
-        error = (p.target - guess).square().sum()
+        latents = p.group.latents
+        guess = latents.joined(kernels.decode(gate, p.sae.W_dec.detach())) + p.sae.b_dec.detach()
+        error = latents.part_of((p.target - guess).square().sum())
         total: Tensor = self.coefficient * weighted.sum() + error
         return total / p.rows

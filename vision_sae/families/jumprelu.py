@@ -57,6 +57,7 @@ class JumpReLU(Family):
         "rectangle"
     )
     to_input: bool = True
+    spreads: ClassVar[bool] = True
     loss: ClassVar[str] = "mse"
     dead: ClassVar[str] = "preact"
 
@@ -96,12 +97,16 @@ class JumpReLU(Family):
         l0 = on.sum() / p.rows
         if self.mode == "step":
             return self.coefficient * l0
-        return self.coefficient * (p.whole_batch(l0) / self.target - 1).square()
+        share = p.share()  # a piece stands for the batch
+        miss = (p.whole_batch(l0) / share / self.target - 1).square()
+        return p.group.part_of(self.coefficient * share * miss)
 
 
 def _kernel(z: Tensor, theta: Tensor, eps: float, kernel: str) -> Tensor:
     """(1 / eps) K((z - theta) / eps): the derivative of the smoothed step."""
-    return KERNELS[kernel][1]((z - theta) / eps) / eps
+    half, k = KERNELS[kernel]
+    u = (z - theta) / eps
+    return torch.where(u.abs() < half, k(u), 0) / eps
 
 
 class _Jump(torch.autograd.Function):

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vision_sae.codes import Codes
-from vision_sae.families.base import Encoded, Family
+from vision_sae.families.base import Encoded, Family, following
 
 if TYPE_CHECKING:
     from vision_sae.sae import SAE
@@ -18,14 +18,16 @@ class MatchingPursuit(Family):
 
     Costa et al. 2025 (arXiv 2506.03093), section 3. The encoder is the dictionary itself (tied,
     no encoder bias) and the gradient flows through all steps. `rectified` refuses negative
-    products, as SAELens does; the paper's code takes the largest as it is. A row stops early when
-    its residual is shorter than `residual`. An atom may be chosen twice: its codes add up.
+    products, as SAELens does; the paper's code takes the largest as it is. A row stops early
+    when its residual is no longer than `residual`, and with `stop_on_repeat` (SAELens) once an atom
+    was chosen twice; the codes of such an atom add up.
     """
 
     kind: Literal["mp"] = "mp"
     k: int = Field(ge=1)
     rectified: bool = True
     residual: float = Field(0.0, ge=0)
+    stop_on_repeat: bool = False
     dead: ClassVar[str] = "none"
 
     def check(self, s: int) -> str | None:
@@ -33,15 +35,26 @@ class MatchingPursuit(Family):
             None if self.k <= s else f"k must lie in 1..{s} (the number of latents); got {self.k}"
         )
 
-    def encode(self, sae: "SAE", x: Tensor, *, k: int | None = None) -> Encoded:
-        residual, atoms = x, sae.W_dec
-        values, indices = [], []
+    def rescale(self, sae: "SAE", factor: float) -> None:
+        family = self.model_copy(update={"residual": self.residual / factor})
+        sae.config = sae.config.model_copy(update={"sparsity": family})
+
+    def encode(
+        self, sae: "SAE", x: Tensor, *, k: int | None = None, centre: Tensor | None = None
+    ) -> Encoded:
+        residual, atoms = following(x, centre), sae.W_dec
+        going = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        values: list[Tensor] = []
+        indices: list[Tensor] = []
         for _ in range(k or self.k):
             with torch.no_grad():
                 chosen = (residual @ atoms.T).argmax(1)
             picked = atoms[chosen]
-            strength = self._strength(residual, picked)
+            strength = self._strength(residual, picked) * going
             residual = residual - strength[:, None] * picked
+            going = going & (residual.detach().norm(dim=1) > self.residual)
+            if self.stop_on_repeat and indices:
+                going = going & (torch.stack(indices) != chosen).all(0)
             values.append(strength)
             indices.append(chosen)
         codes = Codes.even(torch.stack(values, 1), torch.stack(indices, 1), sae.config.s)
@@ -49,7 +62,4 @@ class MatchingPursuit(Family):
 
     def _strength(self, residual: Tensor, picked: Tensor) -> Tensor:
         product = (residual * picked).sum(1)
-        if self.rectified:
-            product = product.relu()
-        going: Tensor = residual.norm(dim=1) > self.residual
-        return product * going
+        return product.relu() if self.rectified else product

@@ -20,6 +20,7 @@ class Rectified(Family):
     """What families share in which every positive pre-activation may be a code."""
 
     coefficient: float = Field(5.0, ge=0)
+    spreads: ClassVar[bool] = True
     loss: ClassVar[str] = "mse"
     dead: ClassVar[str] = "resample"
 
@@ -88,6 +89,6 @@ class PAnneal(Rectified):
             queue.fill_(torch.nan)
             p.state["updates"].fill_(due)
         value = power(p, self.p_at(due))
-        queue[p.step % len(queue), 0] = value.detach()
-        queue[p.step % len(queue), 1] = power(p, self.p_at(due + 1)).detach()
+        both = torch.stack([value.detach(), power(p, self.p_at(due + 1)).detach()])
+        queue[p.step % len(queue)] = p.group.sum(both)
         return self.coefficient * factor * value

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from vision_sae import select
+from vision_sae import screen, select, sharded
 from vision_sae.codes import Support
 from vision_sae.errors import ConfigError
 from vision_sae.families.base import At, Family
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 class _K(Family):
+    competes: ClassVar[bool] = True
     k: int = Field(ge=1)
     anneal_from: int | None = Field(None, ge=1)  # start with this many, go down linearly
     anneal_share: float = Field(0.5, gt=0, le=1)  # over this share of the training
@@ -52,10 +53,15 @@ class TopK(_K):
 
     kind: Literal["topk"] = "topk"
     multi: int | None = Field(None, ge=2)
+    spreads: ClassVar[bool] = True
 
     def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
-        z, latents = select.top(product, k or self.k)
-        return Support.even(latents, product.shape[1]), z.flatten()
+        k = k or self.k
+        if sae.screened and product.exact and product.norms is None:
+            z, latents, _ = screen.top(product, min(k, product.shape[1]))
+        else:
+            z, latents = select.top(product, min(k, product.shape[1]))
+        return sharded.kept(product, z, latents, k, sae.group.latents)
 
 
 class AbsTopK(_K):
@@ -63,10 +69,12 @@ class AbsTopK(_K):
 
     kind: Literal["abstopk"] = "abstopk"
     signed: ClassVar[bool] = True
+    spreads: ClassVar[bool] = True
 
     def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
-        z, latents = select.top(product, k or self.k, magnitude=True)
-        return Support.even(latents, product.shape[1]), z.flatten()
+        k = k or self.k
+        z, latents = select.top(product, min(k, product.shape[1]), magnitude=True)
+        return sharded.kept(product, z, latents, k, sae.group.latents, magnitude=True)
 
     def activate(self, sae: "SAE", z: Tensor, at: At) -> Tensor:
         return z
@@ -76,6 +84,7 @@ class GroupMax(Family):
     """The largest of each of k equal, consecutive groups of latents, rectified (sparsify)."""
 
     kind: Literal["groupmax"] = "groupmax"
+    competes: ClassVar[bool] = True
     k: int = Field(ge=1)
 
     def check(self, s: int) -> str | None:
