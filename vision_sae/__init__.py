@@ -16,10 +16,13 @@ from vision_sae.hooks import capture, edit
 from vision_sae.jobs import (
     detect_factors,
     known_names,
+    load_sae,
     name_sae,
+    run_suite,
     save_findings,
     splice_sae,
     train_store,
+    train_sweep,
 )
 from vision_sae.latents import scan
 from vision_sae.metrics import Metrics, evaluate
@@ -46,13 +49,16 @@ __all__ = [
     "known_names",
     "load",
     "load_adapter",
+    "load_sae",
     "name_sae",
     "open_data",
+    "run_suite",
     "save",
     "save_findings",
     "scan",
     "splice_sae",
     "train",
     "train_store",
+    "train_sweep",
     "write_report",
 ]

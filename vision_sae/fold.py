@@ -5,6 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from vision_sae.errors import ConfigError
+from vision_sae.families import BatchTopK
 from vision_sae.sae import SAE
 
 
@@ -17,9 +19,11 @@ def fold_scale(sae: SAE, scale: float, scale_out: float | None = None) -> None:
     fold_scale(1 / scale).
     """
     out = scale if scale_out is None else scale_out
+    family = sae.config.sparsity
     sae.b_enc.div_(scale)
     sae.b_dec.div_(out)
-    sae.config.sparsity.rescale(sae, scale)
+    by_norm = isinstance(family, BatchTopK) and sae.config.rescale  # a threshold on z times norm
+    family.rescale(sae, out if by_norm else scale)
     if out != scale:
         sae.W_dec.mul_(scale / out)
     if sae.W_skip is not None:
@@ -33,10 +37,17 @@ def fold_whitening(
 ) -> None:
     """Turn an SAE of (x - mean) @ matrix, undone by @ inverse + mean, into one of x.
 
-    Codes stay in whitened units, so a row's codes are the same as before. Atoms lose unit norm and
-    tied weights part.
+    Codes stay in whitened units, so a row's codes are the same as before (times their atoms' norms,
+    where latents compete by those). Atoms lose unit norm and tied weights part. Raises ConfigError
+    for matching pursuit, which needs both.
     """
+    if sae.config.sparsity.kind == "mp":
+        raise ConfigError("matching pursuit has tied, unit atoms: its inputs cannot be whitened")
+    if sae.config.rescale:
+        fold_norms(sae)  # before the norms are others
     untie(sae)
+    if not sae.config.centred:
+        sae.b_enc.sub_(sae.W_enc @ (mean @ matrix))
     sae.b_dec.copy_(sae.b_dec @ inverse + mean)
     sae.W_enc.copy_(sae.W_enc @ matrix.T)
     sae.W_dec.copy_(sae.W_dec @ inverse)
@@ -60,6 +71,8 @@ def fold_norms(sae: SAE) -> None:
     Codes come out times the norms. Raises ConfigError where that would change the choice: a family
     in which latents compete by z alone.
     """
+    if sae.config.sparsity.kind == "mp":
+        return  # unit by definition
     untie(sae)
     norms = sae.W_dec.norm(dim=1).clamp(min=1e-12)
     sae.config.sparsity.fold_norms(sae, norms)

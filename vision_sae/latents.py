@@ -1,6 +1,6 @@
 """One pass over a store: what each latent fires on, image by image, and how strongly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vision_sae.codes import Codes
+from vision_sae.errors import DataError
 from vision_sae.hooks import inference
-from vision_sae.matching import check_match
+from vision_sae.matching import check_match, check_paired
 from vision_sae.metrics import Metrics, Running
 from vision_sae.sae import SAE
 from vision_sae.store import Store
@@ -65,33 +66,53 @@ class Scan:
         return counts
 
 
-def scan(sae: SAE, store: Store, *, tell: Callable[[int], None] = lambda images: None) -> Scan:
-    """Encode a whole store once. Raises MismatchError."""
+def scan(
+    sae: SAE,
+    store: Store,
+    *,
+    targets: Store | None = None,
+    tell: Callable[[int], None] = lambda images: None,
+) -> Scan:
+    """Encode a whole store once; `targets` are what a transcoder writes. Raises MismatchError."""
     check_match(sae, store)
-    running = Running(sae.config.d, sae.config.s)
-    middle = store.sample(2**14).mean(0)
+    running = Running(sae.config.width_out, sae.config.s)
+    middle = (targets or store).sample(2**14).mean(0)
     sums = torch.zeros(sae.config.s, dtype=torch.float64)
     entries, fvus, done = [], [], 0
     with inference(sae):
-        for acts in store.in_order():
+        for acts, goal in _images(sae, store, targets):
             b, t, d = acts.shape
-            x = acts.reshape(-1, d)
-            codes, x_hat = sae(x)
-            running.add(x, x_hat, codes)
+            y = goal.reshape(b * t, -1)
+            codes, y_hat = sae(acts.reshape(-1, d))
+            running.add(y, y_hat, codes)
             sums.index_add_(0, codes.indices, codes.values.double())
-            error = (x - x_hat).square().view(b, -1).sum(1)
-            fvus.append(error / (x - middle).square().view(b, -1).sum(1).clamp(min=1e-12))
+            error = (y - y_hat).square().view(b, -1).sum(1)
+            fvus.append(error / (y - middle).square().view(b, -1).sum(1).clamp(min=1e-12))
             entries.append(_image_maxima(codes, t, done))
             done += b
             tell(b)
     latent, image, value = (torch.cat(part) for part in zip(*entries, strict=True))
     return Scan(
-        metrics=running.result(),
+        metrics=running.result(sae),
         frequencies=running.frequencies(),
         means=sums / running.fired.clamp(min=1),
         image_fvu=torch.cat(fvus),
         codes=_sorted(latent, image, value, sae.config.s, done),
     )
+
+
+def _images(
+    sae: SAE, store: Store, targets: Store | None, size: int = 256
+) -> Iterator[tuple[Float[Tensor, "b t d"], Float[Tensor, "b t o"]]]:
+    """What the SAE reads and what it should write, some images at a time."""
+    if sae.config.d_out is None:
+        yield from ((acts, acts) for acts in store.in_order(size))
+        return
+    if targets is None:
+        raise DataError("a transcoder is measured against targets, another store; pass them")
+    check_paired(store, targets)
+    for some in torch.arange(store.images).split(size):  # their shards end at other images
+        yield store.acts(some.tolist()), targets.acts(some.tolist())
 
 
 def _image_maxima(codes: Codes, tokens: int, first: int) -> tuple[Tensor, Tensor, Tensor]:

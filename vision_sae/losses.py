@@ -99,7 +99,7 @@ class _Squared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
+        x: Tensor = ctx.saved_tensors[0]
         return x * (2 * grad)
 
 
@@ -154,7 +154,7 @@ def auxk(p: Pass, k: int, *, form: str = "openai") -> Float[Tensor, ""]:
     residual = p.residual.detach()
     error = latents.part_of(squared(residual - guess))
     if form == "openai":
-        return error / spread(residual, p.group.rows)
+        return p.share() * error / spread(residual, p.group.rows)  # a piece stands for the batch
     return error / p.rows * min(dead / k, 1.0)
 
 

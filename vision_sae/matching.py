@@ -25,3 +25,14 @@ def check_model(adapter: Adapter, store: Store) -> None:
         raise MismatchError(
             f"{adapter.name!r} has other weights than when the activations were made; extract again"
         )
+
+
+def check_paired(inputs: Store, targets: Store) -> None:
+    """Raises MismatchError unless both hold the same tokens of the same images."""
+    mine, theirs = inputs.index.tokens_per_image, targets.index.tokens_per_image
+    if mine != theirs:
+        raise MismatchError(
+            f"{inputs.folder} has {mine} tokens per image, the targets {targets.folder} have {theirs}"
+        )
+    if inputs.keys != targets.keys:
+        raise MismatchError(f"{inputs.folder} and the targets {targets.folder} hold other images")

@@ -41,14 +41,14 @@ class SAEConfig(Frozen):
     s: int = Field(ge=1)
     sparsity: Sparsity
     d_out: int | None = Field(None, ge=1)
-    skip: bool = False
-    tied: bool = False
-    centred: bool = True
-    atoms: Literal["unit", "free"] = "unit"
-    rescale: bool = False
-    rows: RowNorm = "none"
-    nest: Nest | None = None
-    dictionary: Archetypal | None = None
+    skip: bool = False  # of a transcoder: a linear path beside it
+    tied: bool = False  # the decoder is the encoder, transposed
+    centred: bool = True  # b_dec is taken off the input
+    atoms: Literal["unit", "free"] = "unit"  # their norm in training
+    rescale: bool = False  # latents compete by z times their atom's norm
+    rows: RowNorm = "none"  # done to each row before encoding, undone after
+    nest: Nest | None = None  # Matryoshka losses, over prefixes or over k
+    dictionary: Archetypal | None = None  # atoms near mixtures of data points
 
     @model_validator(mode="after")
     def _fits(self) -> "SAEConfig":
@@ -166,7 +166,7 @@ class SAE(nn.Module):
             self.W_dec = self.W_enc
         elif c.d_out is None:
             self.W_dec = nn.Parameter(atoms)  # [s d]
-        elif c.atoms == "free":  # a transcoder starts at zero (sparsify)
+        elif c.atoms == "free" and not c.rescale:  # a transcoder starts at zero (sparsify)
             self.W_dec = nn.Parameter(torch.zeros(c.s, c.d_out))
         else:
             self.W_dec = nn.Parameter(_unit_rows(c.s, c.d_out, seed + 1))

@@ -29,9 +29,9 @@ class Screened(NamedTuple):
     redone: Bool[Tensor, " n"]
 
 
-def top(product: Product, k: int, *, margin: int = 32) -> Screened:
-    """As select.top, by way of bfloat16."""
-    few = min(k + margin, len(product.weight))
+def top(product: Product, k: int, *, margin: int | None = None) -> Screened:
+    """As select.top, by way of bfloat16; 2k latents more than needed are looked at by default."""
+    few = min(k + (2 * k if margin is None else margin), len(product.weight))
     rough, latents = select.top(product.lower(torch.bfloat16), few)
     z, chosen = _exact(product, latents).topk(k, dim=1, sorted=False)
     redone = ~_certain(product, rough, z.amin(1), few)
@@ -58,4 +58,5 @@ def _certain(
     least = rough.amin(1).float()
     inputs = ROUNDING * product.x.norm(dim=1) * longest
     results = 2.0**-8 * (least.abs() + 2 * bias)  # the rough number itself, and its bias
-    return least + inputs + results < kth
+    certain: Tensor = least + inputs + results < kth
+    return certain

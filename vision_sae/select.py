@@ -118,7 +118,8 @@ def _largest(z: Tensor, k: int, magnitude: bool) -> tuple[Tensor, Tensor]:
         chosen = _largest(z.abs(), k, False)[1]
         return z.gather(1, chosen), chosen
     if z.shape[1] % GROUP or z.shape[1] < 4 * GROUP * k:
-        return tuple(z.topk(k, dim=1, sorted=False))
+        values, chosen = z.topk(k, dim=1, sorted=False)
+        return values, chosen
     return _largest_by_groups(z, k)
 
 

@@ -12,9 +12,10 @@ Batch = Tensor | tuple[Tensor, Tensor]  # rows [n d], or a transcoder's rows and
 class Source(Protocol):
     """A Store, a MemoryStore around a tensor, or anything that gives rows in a seeded order.
 
-    Batch i is a function of (seed, i). With `part=(rank, size)` only that process's rows of each
-    batch are given; together the parts are the batch. A source of pairs has a `width_out`, and one
-    that can say where a row came from a method `locate(size, seed, batch, row) -> str`.
+    Batch i is a function of (seed, i). With `part=(rank, size)` only rows rank, rank + size, ... of
+    each batch are given; `sample` is the same for all processes. A source of pairs has a
+    `width_out`, and one that can say where a row came from a method
+    `locate(size, seed, batch, row) -> str`.
     """
 
     @property

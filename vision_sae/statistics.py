@@ -39,9 +39,10 @@ def calibrate(sae: SAE, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         )
     scores = family.scores(sae, sae.encode(x, k=family.k))
     positive = scores[scores > 0]
-    if not len(positive):
+    least = sae.group.latents.least(positive.min() if len(positive) else None)
+    if least is None:
         raise DataError(f"no latent is active on any of {len(x)} rows: nothing to calibrate on")
-    return positive.min() * (1 - 1e-6)  # above this, strictly
+    return least * (1 - 1e-6)  # above this, strictly
 
 
 @torch.no_grad()

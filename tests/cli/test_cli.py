@@ -24,7 +24,8 @@ from vision_sae.cli.app import app
 from vision_sae.files import sha256
 from vision_sae.store import Store
 
-COMMANDS = ["extract", "sites", "train", "eval", "name", "report", "demo"]
+COMMANDS = ["extract", "sites", "train", "sweep", "suite", "families", "convert"]
+COMMANDS += ["eval", "name", "report", "demo"]
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 SITE = "blocks.1"
 

@@ -2,11 +2,34 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vision_sae.cli import demo, show, steps
+from vision_sae.cli import demo, many, show, steps
+from vision_sae.cli.options import (
+    Acts,
+    BatchSize,
+    Centre,
+    Config,
+    Data,
+    Expansion,
+    FamilyFlag,
+    Json,
+    K,
+    Lr,
+    Model,
+    OptionalActs,
+    Overwrite,
+    Sae,
+    Seed,
+    Set,
+    Steps,
+    Targets,
+    Validation,
+    grid_from,
+    settings_from,
+)
 from vision_sae.errors import claim_folder
 
 app = typer.Typer(
@@ -16,31 +39,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
-Acts = Annotated[Path, typer.Option(help="A folder of activations, made by extract.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of a table.")]
-Model = Annotated[
-    str, typer.Option(help="emoji-clip, open_clip:NAME/WEIGHTS, timm:NAME, toy, or a plugin's.")
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        help="emoji-canvas[:SPLIT], a folder of images, a class-per-folder tree, or "
-        "WebDataset shards (shards/{000..009}.tar)."
-    ),
-]
-
-
-class Family(StrEnum):
-    topk = "topk"
-    batchtopk = "batchtopk"
-
-
-class Centre(StrEnum):
-    median = "median"
-    mean = "mean"
-    zero = "zero"
 
 
 class Which(StrEnum):
@@ -89,42 +87,175 @@ def sites(model: Model, data: Data = "emoji-canvas") -> None:
         steps.sites(model, data)
 
 
+class Share(StrEnum):
+    rows = "rows"
+    latents = "latents"
+
+
 @app.command()
 def train(
     acts: Acts,
-    out: Annotated[Path, typer.Option(help="The folder to save the SAE to.")],
-    family: Annotated[Family, typer.Option(help="How codes are made sparse.")] = Family.topk,
-    k: Annotated[int, typer.Option(help="Active latents per row.")] = 16,
-    expansion: Annotated[int, typer.Option(help="Latents per input dimension.")] = 16,
-    steps_: Annotated[int, typer.Option("--steps")] = 2000,
-    batch_size: int = 4096,
-    lr: Annotated[float | None, typer.Option(help="Default: 2e-4 / sqrt(latents / 16384).")] = None,
-    centre: Annotated[
-        Centre, typer.Option(help="Start of the decoder bias: geometric median, mean or zero.")
-    ] = Centre.median,
-    seed: int = 0,
+    out: Annotated[
+        Path, typer.Option(help="The folder to save the SAE to.", rich_help_panel="Data")
+    ],
+    targets: Targets = None,
+    validate_on: Validation = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="An SAE to go on from.", rich_help_panel="Data"),
+    ] = None,
+    family: FamilyFlag = None,
+    k: K = None,
+    expansion: Expansion = None,
+    steps_: Steps = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    centre: Centre = None,
+    seed: Seed = None,
+    skip: Annotated[
+        bool,
+        typer.Option(
+            "--skip", help="A linear path beside a transcoder.", rich_help_panel="SAE and training"
+        ),
+    ] = False,
+    set_: Set = None,
+    config: Config = None,
+    parallel: Annotated[
+        Share | None,
+        typer.Option(
+            help="Under torchrun: each process takes a part of each batch, or of the latents.",
+            rich_help_panel="Machine",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ... Default: cpu.", rich_help_panel="Machine")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train an SAE on stored activations; run again to resume.
 
     Example: `vision-sae train --acts acts/ --family topk --k 16 --expansion 16 --out sae/`
+
+    Example: `vision-sae train --acts acts/ --family jumprelu --set mode=target --set target=20
+    --set dead=resample --set nest.ks=[4,8,16] --out sae/`
+
+    Example: `torchrun --nproc-per-node 2 -m vision_sae train --parallel rows --acts acts/
+    --out sae/`
+    """
+    flags = {"family": family, "k": k, "expansion": expansion, "steps": steps_}
+    flags |= {"batch_size": batch_size, "lr": lr, "centre": centre, "seed": seed}
+    with show.errors():
+        settings = settings_from(config, set_, {**flags, "skip": skip or None})
+        job = steps.Training(acts, out, targets, validate_on, start, overwrite, device)
+        steps.train(job, settings, parallel.value if parallel else None)
+
+
+@app.command()
+def sweep(
+    acts: Acts,
+    out: Annotated[Path, typer.Option(help="The folder for all members.", rich_help_panel="Data")],
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=A,B,...",
+            help="What varies; may be given many times, all combinations are trained.",
+            rich_help_panel="SAE and training",
+        ),
+    ],
+    targets: Targets = None,
+    validate_on: Validation = None,
+    family: FamilyFlag = None,
+    k: K = None,
+    expansion: Expansion = None,
+    steps_: Steps = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    centre: Centre = None,
+    seed: Seed = None,
+    set_: Set = None,
+    config: Config = None,
+    together: many.Together = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Train an SAE for each point of a grid in one pass over the activations; run again to resume.
+
+    Members that differ in seed start from other weights and see the same rows in the same order
+    (`order` is the seed of that order). A setting that only other families of the grid have is
+    left out of a member. OUT/index.json lists the members.
+
+    Example: `vision-sae sweep --acts acts/ --out sweep/ --grid family=topk,batchtopk
+    --grid k=8,16,32 --grid seed=0,1`
+    """
+    flags = {"family": family, "k": k, "expansion": expansion, "steps": steps_}
+    flags |= {"batch_size": batch_size, "lr": lr, "centre": centre, "seed": seed}
+    with show.errors():
+        settings, points = settings_from(config, set_, flags), grid_from(grid)
+        many.sweep(acts, out, points, settings, targets, validate_on, together, overwrite, json)
+
+
+@app.command()
+def suite(
+    config: Annotated[
+        Path | None, typer.Argument(help="A JSON file; --example prints one to start from.")
+    ] = None,
+    example: Annotated[bool, typer.Option("--example", help="Print a config and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan with sizes on disk and stop.")
+    ] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """SAEs for many sites of a model: extract each, train all in one pass; run again to resume.
+
+    Example: `vision-sae suite --example > suite.json; vision-sae suite suite.json --dry-run`
     """
     with show.errors():
-        options: dict[str, Any] = {"steps": steps_, "batch_size": batch_size, "lr": lr}
-        options |= {"centre": centre.value, "seed": seed}
-        steps.train(acts, out, family.value, k, expansion, options, overwrite)
+        many.suite(config, example, dry_run, overwrite, json)
 
 
-Sae = Annotated[Path, typer.Argument(help="A folder that holds an SAE, made by train.")]
-OptionalActs = Annotated[
-    Path | None, typer.Option("--acts", help="Default: the activations it was trained on.")
-]
+@app.command()
+def families(
+    name: Annotated[str | None, typer.Argument(help="One family. Default: all.")] = None,
+    json: Json = False,
+) -> None:
+    """List the sparsity families, and all settings that train and sweep take with --set.
+
+    Example: `vision-sae families jumprelu`
+    """
+    with show.errors():
+        many.families(name, json)
+
+
+class Written(StrEnum):
+    saelens = "saelens"
+    vision_sae = "vision_sae"
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="An SAE of any format that is known here.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    from_: Annotated[str, typer.Option("--from", help="The format of the source.")] = "auto",
+    to: Annotated[Written, typer.Option(help="The format to write.")] = Written.saelens,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Turn an SAE of one library into that of another.
+
+    Example: `vision-sae convert sae/ for_saelens/ --to saelens`
+    """
+    with show.errors():
+        steps.convert(source, target, from_, to.value, overwrite, json)
 
 
 @app.command(name="eval")
 def evaluate(
     sae: Sae,
     acts: OptionalActs = None,
+    targets: Annotated[
+        Path | None, typer.Option(help="Of a transcoder. Default: those it was trained on.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Also splice the reconstruction into this model.")
     ] = None,
@@ -138,7 +269,7 @@ def evaluate(
     Example: `vision-sae eval sae/ --acts acts/ --model emoji-clip --data emoji-canvas:validation`
     """
     with show.errors():
-        steps.evaluate(steps.open_sae(sae, acts), model, data, label, images, json)
+        steps.evaluate(steps.open_sae(sae, acts, targets), model, data, label, images, json)
 
 
 @app.command()

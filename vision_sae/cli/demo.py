@@ -16,7 +16,8 @@ SUMMARY = [
     "live latents",
     "share with F1 of 0.5 or more",
 ]
-TRAINING = {"steps": 1500, "batch_size": 1024, "lr": 2e-3, "seed": 0}
+TRAINING = {"family": "topk", "k": 4, "expansion": 4}
+TRAINING |= {"steps": 1500, "batch_size": 1024, "lr": 2e-3, "seed": 0}
 
 
 def run(out: Path) -> Path:
@@ -25,7 +26,7 @@ def run(out: Path) -> Path:
     acts, sae = out / "acts", out / "sae"
     steps.extract(MODEL, SITE, DATA, acts, "cls", 64, "float32", False, False)
     if not (sae / checkpoint.CONFIG).exists():
-        steps.train(acts, sae, "topk", 4, 4, TRAINING, False)
+        steps.train(steps.Training(acts, sae), TRAINING)
     opened = steps.open_sae(sae, acts)
     numbers = steps.evaluate(opened, MODEL, f"{DATA}:validation", None, 731, False)
     numbers |= steps.name(opened, None, False)

@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,8 +38,11 @@ class Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {unit}/s" if speed else f"- {unit}/s", style="dim")
 
 
+Advance = Callable[[int, str], None]
+
+
 @contextmanager
-def progress(title: str, total: int | None, unit: str) -> Iterator[Callable[[int, str], None]]:
+def progress(title: str, total: int | None, unit: str, *, shown: bool = True) -> Iterator[Advance]:
     """A bar with rate and time left; call it with how many more units are done, and a note."""
     columns = (
         TextColumn("{task.description}"),
@@ -49,7 +52,7 @@ def progress(title: str, total: int | None, unit: str) -> Iterator[Callable[[int
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, disable=not shown) as bar:
         task = bar.add_task(title, total=total, unit=unit, note="")
 
         def advance(n: int, note: str = "") -> None:
@@ -69,10 +72,24 @@ def table(title: str, rows: Mapping[str, Any]) -> None:
     results.print(grid)
 
 
+def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table with a head; numbers stand to the right."""
+    results.print(f"\n{title}", style="bold", soft_wrap=True)
+    listed = [list(row) for row in rows]
+    found = Table()
+    for i, name in enumerate(columns):
+        numeric = any(isinstance(row[i], int | float) for row in listed)
+        found.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        found.add_row(*("" if value is None else number(value) for value in row))
+    results.print(found)
+
+
 def number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    counted = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if counted else str(value)
 
 
 def as_json(value: Any) -> None:

@@ -1,11 +1,11 @@
 """What each command does, between its options and its output."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vision_sae import jobs
+from vision_sae import interop, jobs, parallel
 from vision_sae.adapter import Adapter, load_adapter, probe_site
-from vision_sae.checkpoint import load
 from vision_sae.cli import show
 from vision_sae.data import ImageSource, open_data
 from vision_sae.data.decode import first_image
@@ -13,6 +13,7 @@ from vision_sae.errors import DataError
 from vision_sae.extract import extract as run_extract
 from vision_sae.latents import Scan, scan
 from vision_sae.naming import read_vocabulary, top_images
+from vision_sae.parallel import ALONE
 from vision_sae.provenance import Tokens
 from vision_sae.report import write_report
 from vision_sae.report.gather import shown_images
@@ -62,27 +63,52 @@ def sites(model: str, data: str) -> None:
     show.table(f"sites of {adapter.name}", rows)
 
 
-def train(
-    acts: Path, out: Path, family: str, k: int, expansion: int, options: dict[str, Any],
-    overwrite: bool,
-) -> SAE:  # fmt: skip
-    config = TrainConfig.of(**options)
-    with show.progress("train", config.steps, "steps") as advance:
-        done = 0
+class Training(NamedTuple):
+    """Where a training reads and writes."""
 
-        def on_log(step: int, numbers: dict[str, float]) -> None:
-            nonlocal done
-            note = "  ".join(f"{n} {numbers[n]:.3g}" for n in ("loss", "fvu", "l0", "dead"))
-            advance(step - done, note)
-            done = step
+    acts: Path
+    out: Path
+    targets: Path | None = None
+    validation: Path | None = None
+    start: Path | None = None
+    overwrite: bool = False
+    device: str | None = None
 
-        sae = jobs.train_store(
-            Store(acts), out, family=family, k=k, expansion=expansion, config=config,
-            overwrite=overwrite, on_log=on_log,
-        )  # fmt: skip
-        advance(config.steps - done, "")
-    show.console.print(f"{sae.config.s:,} latents in {out}")
+
+def train(job: Training, settings: dict[str, Any], share: parallel.Kind | None = None) -> SAE:
+    store, steps = Store(job.acts), settings.get("steps", TrainConfig().steps)
+    steps = TrainConfig.of(steps=steps).steps
+    with parallel.join(share) if share else nullcontext(ALONE) as group:
+        with show.progress("train", steps, "steps", shown=group.rank == 0) as advance:
+            bar = Follower(advance)
+            sae = jobs.train_store(
+                store, job.out, targets=_store(job.targets), validation=_store(job.validation),
+                start=job.start, overwrite=job.overwrite, device=job.device, group=group,
+                on_log=bar.follow, **settings,
+            )  # fmt: skip
+            bar.reach(steps)
+        if group.rank == 0:
+            show.console.print(f"{sae.config.s:,} latents in {job.out}")
     return sae
+
+
+def _store(folder: Path | None) -> Store | None:
+    return Store(folder) if folder else None
+
+
+class Follower:
+    """Moves a bar to where a training is."""
+
+    def __init__(self, advance: show.Advance) -> None:
+        self.advance, self.done = advance, 0
+
+    def follow(self, step: int, numbers: dict[str, float]) -> None:
+        note = "  ".join(f"{n} {numbers[n]:.3g}" for n in ("loss", "fvu", "l0", "dead"))
+        self.reach(step, note)
+
+    def reach(self, step: int, note: str = "") -> None:
+        self.advance(step - self.done, note)
+        self.done = step
 
 
 class Opened(NamedTuple):
@@ -94,12 +120,27 @@ class Opened(NamedTuple):
     found: Scan
 
 
-def open_sae(folder: Path, acts: Path | None) -> Opened:
-    sae = load(folder)
+def open_sae(folder: Path, acts: Path | None, targets: Path | None = None) -> Opened:
+    sae = jobs.load_sae(folder)
     store = Store(acts) if acts else jobs.store_of(folder)
+    if sae.config.d_out is not None:
+        goal: Store | None = Store(targets) if targets else jobs.store_of(folder, "targets")
+    else:
+        goal = None
     with show.progress("encode", store.images, "images") as advance:
-        found = scan(sae, store, tell=lambda n: advance(n, ""))
+        found = scan(sae, store, targets=goal, tell=lambda n: advance(n, ""))
     return Opened(folder, sae, store, found)
+
+
+def convert(
+    source: Path, target: Path, from_: str, to: str, overwrite: bool, as_json: bool
+) -> None:
+    found = interop.detect(source) if from_ == "auto" else from_
+    sae = interop.convert(source, target, found, to, overwrite=overwrite)
+    if as_json:
+        facts = {"source": str(source), "from": found, "target": str(target), "to": to}
+        show.as_json(facts | {"config": sae.config.model_dump(mode="json")})
+    show.console.print(f"{sae.config.s:,} latents, from {found} to {to}, in {target}")
 
 
 def evaluate(

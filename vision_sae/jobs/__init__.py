@@ -10,22 +10,33 @@ from vision_sae.jobs.findings import (
     share_detecting,
     summary_of,
 )
+from vision_sae.jobs.loading import load_sae
+from vision_sae.jobs.material import Material
 from vision_sae.jobs.naming import detect_factors, known_names, name_sae
 from vision_sae.jobs.pictures import pictures
 from vision_sae.jobs.splicing import splice_sae
+from vision_sae.jobs.suite import SuiteConfig, SuiteIndex, run_suite
+from vision_sae.jobs.sweep import SweepIndex, train_sweep
 from vision_sae.jobs.training import store_of, train_store
 
 __all__ = [
+    "Material",
+    "SuiteConfig",
+    "SuiteIndex",
+    "SweepIndex",
     "detect_factors",
     "findings_as_data",
     "known_names",
+    "load_sae",
     "name_sae",
     "pictures",
     "read_findings",
+    "run_suite",
     "save_findings",
     "share_detecting",
     "splice_sae",
     "store_of",
     "summary_of",
     "train_store",
+    "train_sweep",
 ]

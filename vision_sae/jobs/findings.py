@@ -36,17 +36,23 @@ def share_detecting(found: list[Detection], live: int, f1: float = 0.5) -> float
 
 def save_findings(folder: Path | str, names: list[Name], detections: list[Detection]) -> None:
     """Write names and detections beside the SAE, for the report and for others to read."""
-    found = findings_as_data(names, detections)
-    write_json(Path(folder) / NAMES, found["names"])
-    write_json(Path(folder) / DETECTIONS, found["detections"])
+    found, folder = findings_as_data(names, detections), _beside(Path(folder))
+    write_json(folder / NAMES, found["names"])
+    write_json(folder / DETECTIONS, found["detections"])
 
 
 def read_findings(folder: Path) -> tuple[list[Name], list[Detection]]:
     """What `save_findings` wrote; empty lists where there is nothing."""
+    folder = _beside(folder)
     return (
         [Name(**row) for row in _rows_of(folder / NAMES)],
         [Detection(**row) for row in _rows_of(folder / DETECTIONS)],
     )
+
+
+def _beside(sae: Path) -> Path:
+    """The folder of an SAE, which in other libraries may be a file."""
+    return sae.parent if sae.is_file() else sae
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from vision_sae import checkpoint
 from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.errors import VisionSAEError, claim_folder
-from vision_sae.jobs import read_findings, store_of
+from vision_sae.jobs import load_sae, read_findings, store_of
 from vision_sae.latents import Scan, scan
 from vision_sae.report.gather import gather
 from vision_sae.report.page import write_page
@@ -34,7 +33,7 @@ def write_report(
     """
     folder, out = Path(folder), Path(out)
     claim_folder(out, "index.html", overwrite=overwrite)
-    sae = checkpoint.load(folder)
+    sae = load_sae(folder)
     store = store or store_of(folder)
     names, detections = read_findings(folder)
     facts = gather(

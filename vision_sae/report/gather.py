@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae import checkpoint, factors, naming
+from vision_sae import factors, naming
 from vision_sae.adapter import Adapter
 from vision_sae.errors import require
 from vision_sae.jobs.findings import share_detecting
+from vision_sae.jobs.loading import record_of
 from vision_sae.jobs.pictures import pictures
 from vision_sae.latents import ImageCodes, Scan
 from vision_sae.logs import read_metrics
@@ -199,7 +200,7 @@ def places_of(sae: SAE, live: list[int]) -> dict[int, tuple[float, float]]:
 
 
 def _provenance(sae: SAE, folder: Path, store: Store) -> dict[str, str]:
-    where, training = store.index.provenance, checkpoint.read_config(folder).training
+    where, training = store.index.provenance, record_of(folder)
     return {
         "model": where.model,
         "site": where.site,

@@ -26,7 +26,7 @@ def shuffled(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + start // per_epoch)
         order = torch.randperm(rows, generator=generator)
         for i in range(start % per_epoch, per_epoch):
-            yield order[i * size : (i + 1) * size][rank::parts]
+            yield order[i * size : (i + 1) * size][rank::parts].contiguous()
         start += per_epoch - start % per_epoch
 
 

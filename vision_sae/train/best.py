@@ -31,7 +31,8 @@ class Best:
             sae.load_state_dict(self.weights)
 
     def tensors(self) -> dict[str, Tensor]:
-        numbers = {"fvu": torch.tensor(self.fvu), "waited": torch.tensor(self.waited)}
+        fvu = torch.tensor(self.fvu, dtype=torch.float64)
+        numbers = {"fvu": fvu, "waited": torch.tensor(self.waited)}
         return numbers | {f"weights.{name}": t for name, t in self.weights.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:

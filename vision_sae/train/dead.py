@@ -3,6 +3,7 @@
 A treatment adds a loss to a step (`loss`), or changes weights after it (`after`), or neither.
 """
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from vision_sae import losses
 from vision_sae.config import Frozen
 from vision_sae.losses import Pass
+from vision_sae.sae import SAE
 
 if TYPE_CHECKING:
     from vision_sae.train.trainer import Trainer
@@ -97,32 +99,66 @@ def parse_dead(value: Any) -> Any:
 
 @torch.no_grad()
 def resample(trainer: "Trainer", p: Pass, encoder_norm: float) -> Bool[Tensor, " s"]:
-    """Start dead latents again, as many as there are rows to start from; returns which."""
-    ids = p.dead.nonzero()[:, 0]
-    error = p.residual.square().sum(1)
-    ids = ids[: int((error > 0).sum())]
+    """Start dead latents again, as many as there are rows to start from; returns which.
+
+    Rows are drawn alike on all processes from all of their rows.
+    """
+    ids, latents = p.dead.nonzero()[:, 0], p.group.latents
+    dead = latents.gather(torch.tensor([len(ids)])).tolist()  # on each process
+    error = p.group.rows.in_order(p.residual.square().sum(1))
+    count = min(sum(dead), int((error > 0).sum()))
     changed = torch.zeros_like(p.dead)
-    if not len(ids):
+    if not count:
         return changed
     generator = torch.Generator().manual_seed(p.seed * 7919 + p.step)
-    drawn = torch.multinomial(error.double().cpu().square(), len(ids), generator=generator)
-    _restart(trainer, p, ids, drawn.to(ids.device), encoder_norm)
+    drawn = torch.multinomial(error.double().cpu().square(), count, generator=generator)
+    mine = drawn.split(_shares(dead, count))[latents.rank].to(ids.device)
+    ids = ids[: len(mine)]
+    _restart(trainer, p, ids, mine, encoder_norm)
     trainer.since_fired[ids] = 0
     changed[ids] = True
     return changed
 
 
+def _shares(dead: list[int], count: int) -> list[int]:
+    """How many of the `count` rows go to each process's dead latents: the first ones first."""
+    before = accumulate(dead, initial=0)
+    return [min(n, max(0, count - b)) for n, b in zip(dead, before, strict=False)]
+
+
 def _restart(trainer: "Trainer", p: Pass, ids: Tensor, drawn: Tensor, encoder_norm: float) -> None:
-    sae = trainer.sae
-    alive = ~p.dead
-    length = sae.W_enc[alive].norm(dim=1).mean() if bool(alive.any()) else torch.tensor(1.0)
-    inputs = torch.nn.functional.normalize(sae.read(p.x)[drawn], dim=1)
-    sae.W_enc[ids] = inputs * length * encoder_norm
-    if sae.W_dec is not sae.W_enc:
-        sae.W_dec[ids] = torch.nn.functional.normalize(p.residual[drawn], dim=1)
+    sae, rows = trainer.sae, p.group.rows
+    inputs = torch.nn.functional.normalize(rows.pick(sae.read(p.x), drawn), dim=1)
+    unit = sae.config.tied and sae.config.atoms == "unit"
+    sae.W_enc[ids] = inputs if unit else inputs * _living_norm(p) * encoder_norm
+    atoms = torch.nn.functional.normalize(rows.pick(p.residual, drawn), dim=1)
+    if sae.config.dictionary:  # W_dec is computed: writing to it would change nothing
+        moved = restart_archetypes(sae, ids, atoms)
+    else:
+        moved = [sae.W_dec]
+        if not sae.config.tied:
+            sae.W_dec[ids] = atoms
     sae.b_enc[ids] = 0
-    for parameter in (sae.W_enc, sae.W_dec, sae.b_enc):
+    for parameter in (sae.W_enc, *moved, sae.b_enc):
         trainer.forget_moments(parameter, ids)
+
+
+def restart_archetypes(sae: SAE, ids: Tensor, directions: Tensor) -> list[Tensor]:
+    """Each latent again near the one point whose direction fits best; returns what has changed."""
+    shape: Any = sae.parametrizations.W_dec  # type: ignore[union-attr]
+    weights, points, relaxation = shape.original, shape[0].C, shape[0].relaxation
+    nearest = (directions @ torch.nn.functional.normalize(points, dim=1).T).argmax(1)
+    weights[ids] = 0.1 / len(points)
+    weights[ids, nearest] = 1.0
+    relaxation[ids] = 0
+    return [weights, relaxation]
+
+
+def _living_norm(p: Pass) -> Float[Tensor, ""]:
+    """The mean norm of the encoder's rows of living latents; 1 when there is none."""
+    norms = p.sae.W_enc[~p.dead].norm(dim=1)
+    total, count = p.group.latents.sum(torch.stack([norms.sum(), norms.new_tensor(len(norms))]))
+    return torch.where(count > 0, total / count, 1.0)
 
 
 TREATMENTS: dict[str, type[Treatment]] = {

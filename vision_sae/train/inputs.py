@@ -28,12 +28,12 @@ class Inputs:
         one = torch.tensor(1.0, dtype=torch.float64)
         return cls(one, one.clone())
 
-    def apply(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    def apply(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         if self.mean is not None and self.matrix is not None:
             return (x - self.mean.to(x)) @ self.matrix.to(x)
         return x * float(self.scale)
 
-    def apply_out(self, y: Float[Tensor, "n o"]) -> Float[Tensor, "n o"]:
+    def apply_out(self, y: Float[Tensor, "*n o"]) -> Float[Tensor, "*n o"]:
         """The treatment of a transcoder's targets."""
         return y * float(self.scale_out)
 

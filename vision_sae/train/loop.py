@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae import checkpoint
+from vision_sae.errors import CheckpointError
 from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE
 from vision_sae.signals import uninterrupted
@@ -73,16 +76,27 @@ def train_all(
     """
     trainers = [_begin(run, group) for run in runs]
     saved = time.monotonic()
-    try:
-        for i, batch in _turns(trainers):
-            _advance(runs[i], trainers[i], batch, log_every)
-            if time.monotonic() - saved > checkpoint_seconds:
-                _save_all(runs, trainers)
-                saved = time.monotonic()
-    except KeyboardInterrupt:
-        _save_all(runs, trainers)
-        raise
+    with _interruptions(group) as came:
+        try:
+            for i, batch in _turns(trainers):
+                _advance(runs[i], trainers[i], batch, log_every)
+                late, stop = group.either(
+                    time.monotonic() - saved > checkpoint_seconds, bool(came)
+                )
+                if stop:
+                    raise KeyboardInterrupt
+                if late:
+                    _save_all(runs, trainers)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            _save_all(runs, trainers)
+            raise
     return [_end(run, trainer) for run, trainer in zip(runs, trainers, strict=True)]
+
+
+def _interruptions(group: Group) -> AbstractContextManager[list[int]]:
+    """Several processes hold back Ctrl-C and SIGTERM, so that all stop after the same step."""
+    return nullcontext([]) if group.size == 1 else uninterrupted()
 
 
 def _begin(run: Run, group: Group) -> Trainer:
@@ -91,26 +105,41 @@ def _begin(run: Run, group: Group) -> Trainer:
         load_state(trainer, run.folder)
     else:
         trainer.start(fresh=not run.finetune)
+    _check_together(trainer, run.folder)
     return trainer
+
+
+def _check_together(trainer: Trainer, folder: Path | None) -> None:
+    """All processes start from the same state. Raises CheckpointError when a folder is not shared."""
+    least = trainer.group.least(torch.tensor(float(trainer.step)))
+    if any(trainer.group.either(float(least or 0) != trainer.step)):
+        raise CheckpointError(
+            f"only some of the processes find the state of a training in {folder}, or another one: "
+            "all must see the same folder"
+        )
+    if trainer.group.kind == "rows":
+        trainer.group.same(trainer.sae.state_dict().values())
+    trainer.group.same(trainer.inputs.tensors().values())
 
 
 def _turns(trainers: Sequence[Trainer]) -> Iterator[tuple[int, Batch]]:
     """Who steps next, on what. Runs that were saved at a later step wait for the others."""
-    streams: dict[tuple[int, int, int], Iterator[Batch]] = {}
+    streams: dict[tuple[int, int, int], tuple[int, Iterator[Batch]]] = {}  # and their next step
     while not all(t.done for t in trainers):
         now = min(t.step for t in trainers if not t.done)
         batches: dict[tuple[int, int, int], Batch] = {}
         for i, t in enumerate(trainers):
             if t.done or t.step > now:
                 continue
-            key = (id(t.source), t.config.batch_size, t.config.seed)
-            if key not in streams:
-                part = (t.group.rank, t.group.size)
-                streams[key] = t.source.batches(
-                    t.config.batch_size, seed=t.config.seed, start=now, part=part
-                )
+            size, seed = t.config.batch_size, t.config.seed
+            key = (id(t.source), size, seed)
             if key not in batches:
-                batches[key] = next(streams[key])
+                due, stream = streams.get(key, (-1, iter(())))
+                if due != now:  # at first, or when those who read it are done
+                    part = (t.group.rows.rank, t.group.rows.size)
+                    stream = t.source.batches(size, seed=seed, start=now, part=part)
+                batches[key] = next(stream)
+                streams[key] = (now + 1, stream)
             yield i, batches[key]
 
 
@@ -121,16 +150,17 @@ def _advance(run: Run, trainer: Trainer, batch: Batch, log_every: int) -> None:
         trainer.step += 1
         if trainer.step % trainer.config.validate_every == 0:
             trainer.validate()
-        if numbers and run.on_log:
+        if numbers and run.on_log and trainer.group.rank == 0:
             run.on_log(step, numbers)
-        if run.folder and trainer.config.kept(trainer.step) and trainer.group.rank == 0:
-            place = run.folder / SERIES / f"step-{trainer.step:07d}"
-            checkpoint.save(trainer.snapshot(), place, overwrite=True)
+        if run.folder and trainer.config.kept(trainer.step):
+            sae, place = trainer.snapshot(), run.folder / SERIES / f"step-{trainer.step:07d}"
+            if trainer.group.rank == 0:
+                checkpoint.save(sae, place, overwrite=True)
 
 
 def _save_all(runs: Sequence[Run], trainers: Sequence[Trainer]) -> None:
     for run, trainer in zip(runs, trainers, strict=True):
-        if run.folder and trainer.group.rank == 0:
+        if run.folder:
             save_state(trainer, run.folder)
 
 

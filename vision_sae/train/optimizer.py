@@ -47,7 +47,8 @@ class RowAdam(torch.optim.Optimizer):
         rows, grad = rows_of(parameter.grad)
         (one, two), t = group["betas"], float(state["step"])
         mean = state["exp_avg"][rows].lerp_(grad, 1 - one)
-        square = state["row_sq"][rows].lerp_(grad.square().view(len(grad), -1).mean(1), 1 - two)
+        squares = grad.square().view(len(grad), parameter[0].numel()).mean(1)
+        square = state["row_sq"][rows].lerp_(squares, 1 - two)
         state["exp_avg"][rows], state["row_sq"][rows] = mean, square
         size = (square / (1 - two**t)).sqrt_().add_(group["eps"])
         change = mean.div_(size.view(-1, *[1] * (grad.ndim - 1)))

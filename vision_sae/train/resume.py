@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vision_sae import sharded
 from vision_sae.errors import CheckpointError
 from vision_sae.files import part, write_json, write_tensors
 
@@ -19,10 +20,45 @@ STATE, DESCRIPTION = "training.safetensors", "training.json"
 
 
 def save_state(trainer: "Trainer", folder: Path) -> None:
-    """Weights, moments, counters and the step in one safetensors file, the settings beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / DESCRIPTION, _describe(trainer))
-    write_tensors(folder / STATE, state_tensors(trainer))
+    """Weights, moments, counters and the step in one safetensors file, the settings beside it.
+
+    The file does not depend on the processes that train: any number of them can go on.
+    """
+    tensors = _whole(trainer, state_tensors(trainer))
+    if trainer.group.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / DESCRIPTION, _describe(trainer))
+        write_tensors(folder / STATE, tensors)
+
+
+def _whole(trainer: "Trainer", tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the latents of all processes, for the first; the others need to keep nothing."""
+    group, out = trainer.group.latents, {}
+    for name, tensor in tensors.items():
+        complete = sharded.gathered(tensor, group) if _per_latent(trainer, name) else tensor
+        if group.rank == 0:
+            out[name] = complete
+    return out
+
+
+def _own(trainer: "Trainer", tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the latents of this process only."""
+    group = trainer.group.latents
+    return {
+        name: sharded.cut(tensor, group) if _per_latent(trainer, name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _per_latent(trainer: "Trainer", name: str) -> bool:
+    """Whether a tensor of the state is cut up where processes share the latents."""
+    if name == "since_fired":
+        return trainer.group.latents.size > 1
+    if name.startswith("adam."):
+        _, number, what = name.split(".")
+        names = [name for name, _ in trainer.sae.named_parameters()]
+        return what != "step" and names[int(number)] in trainer.cut
+    return name.removeprefix("best.").split(".", 1)[-1] in trainer.cut
 
 
 def state_tensors(trainer: "Trainer") -> dict[str, Tensor]:
@@ -35,6 +71,8 @@ def state_tensors(trainer: "Trainer") -> dict[str, Tensor]:
         "best": trainer.best.tensors(),
     }
     tensors = {f"{group}.{n}": t for group, named in parts.items() for n, t in named.items()}
+    if trainer.sae.config.tied:
+        del tensors["sae.W_dec"]  # it is W_enc
     tensors |= optimizer_tensors(trainer.optimizer)
     tensors["since_fired"] = trainer.since_fired
     tensors["step"] = torch.tensor(trainer.step)
@@ -57,9 +95,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 
 def _describe(trainer: "Trainer") -> dict[str, Any]:
-    provenance = trainer.sae.provenance
+    provenance = trainer.whole.provenance
     described = {
-        "sae": trainer.sae.config.model_dump(),
+        "sae": trainer.whole.config.model_dump(),
         "train": trainer.config.model_dump(),
         "provenance": provenance.model_dump() if provenance else None,
     }
@@ -74,7 +112,8 @@ def load_state(trainer: "Trainer", folder: Path) -> None:
         state = load_file(folder / STATE)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / STATE}: {error}; pass --overwrite") from error
-    trainer.sae.load_state_dict(part(state, "sae."))
+    state = _own(trainer, state)
+    trainer.sae.load_state_dict(part(state, "sae."), strict=not trainer.sae.config.tied)
     restore_optimizer(trainer.optimizer, state)
     for mine, theirs in (
         (trainer.penalty_state, part(state, "penalty.")),

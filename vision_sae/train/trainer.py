@@ -5,13 +5,14 @@ Everything a step depends on is (weights, moments, counters, step number): a res
 """
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vision_sae import losses, metrics
+from vision_sae import losses, metrics, sharded
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.families import BatchTopK
 from vision_sae.losses import Pass
@@ -41,9 +42,11 @@ class Trainer:
         group: Group = ALONE,
     ) -> None:
         _check_widths(sae, source)
-        _check_settings(sae, config, group)
-        self.sae, self.source, self.config = sae.train(), source, config
+        _check_settings(sae, config, group, source.rows)
+        self.source, self.config = source, config
         self.validation, self.group = validation, group
+        self.whole, sae = sae, sharded.spread_out(sae, group).train()
+        self.sae, self.cut = sae, sharded.latent_names(self.whole, sae)
         self.step = 0
         device = sae.b_dec.device
         self.since_fired = torch.zeros(sae.config.s, dtype=torch.int64, device=device)
@@ -55,7 +58,7 @@ class Trainer:
         sae.row_gradients = config.optimizer == "rows"
         sae.screened = config.precision == "screened"
         sae.group = group
-        self.optimizer = optimizer_of(config, sae, config.learning_rate(sae.config.s))
+        self.optimizer = optimizer_of(config, sae, config.learning_rate(self.whole.config.s))
 
     @property
     def done(self) -> bool:
@@ -86,7 +89,7 @@ class Trainer:
         inputs = Inputs.untreated()
         inputs.scale_out = unit_scale(target, middle)
         separate = self.sae.config.d_out is not None
-        inputs.scale = unit_scale(x, x.mean(0)) if separate else inputs.scale_out
+        inputs.scale = unit_scale(x, x.mean(0)) if separate else inputs.scale_out.clone()
         return inputs
 
     def _centre_treated(self, middle: Tensor) -> Tensor:
@@ -112,13 +115,13 @@ class Trainer:
     def train_step(self, batch: Batch, *, log: bool = False) -> dict[str, float]:
         """One step; with `log`, its numbers."""
         x, target = self._treat(batch)
-        rows = int(self.group.sum(torch.tensor(len(x))))
-        spread = losses.spread(target, self.group)
+        rows = self.group.rows.total(len(x))
+        spread = losses.spread(target, self.group.rows)
         dead = self.since_fired >= self.config.rows_until_dead()
         self.optimizer.zero_grad(set_to_none=True)
         numbers: dict[str, Tensor] = {}
-        for piece, goal in zip(
-            x.chunk(self.config.pieces), target.chunk(self.config.pieces), strict=True
+        for piece, goal in zip(  # as many pieces on every process
+            x.tensor_split(self.config.pieces), target.tensor_split(self.config.pieces), strict=True
         ):
             p = self._forward(piece, goal, dead, rows, spread)
             terms = self._terms(p)
@@ -170,37 +173,32 @@ class Trainer:
         if not bool(finite):
             return
         where = getattr(self.source, "locate", None)
-        for rows in _pair(batch):
-            bad = (~rows.isfinite().all(1)).nonzero()[:, 0]
+        for rows in _pair(batch):  # all processes say the same
+            finite = self.group.rows.in_order(rows.isfinite().all(1))
+            bad = (~finite).nonzero()[:, 0]
             if len(bad):
                 at = (self.config.batch_size, self.config.seed, self.step)
                 place = where(*at, int(bad[0])) if where else f"row {int(bad[0])} of the batch"
                 raise DataError(
-                    f"NaN or infinity in {len(bad)} of {len(rows)} rows of step {self.step}; "
+                    f"NaN or infinity in {len(bad)} of {len(finite)} rows of step {self.step}; "
                     f"the first is {place}"
                 )
-        raise DataError(f"the loss is {float(loss)} at step {self.step}; try a lower lr")
+        value = float(self.group.sum(loss.detach().clone()))
+        raise DataError(f"the loss is {value} at step {self.step}; try a lower lr")
 
     def _update(self, dead: Bool[Tensor, " s"]) -> None:
-        self._share_gradients()
+        sharded.share_gradients(self.sae, self.group)
         unit = self.sae.config.atoms == "unit"
         if unit:
             self.sae.remove_parallel_gradient()
         if self.config.clip is not None:
-            clip_gradients(self.sae, self.config.clip)
-        lr = self.config.learning_rate(self.sae.config.s) * self.config.factor(self.step)
+            clip_gradients(self.sae, self.config.clip, self.group, self.cut)
+        lr = self.config.learning_rate(self.whole.config.s) * self.config.factor(self.step)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         if unit:
             self.sae.normalise_decoder()
         self._follow_average()
-
-    def _share_gradients(self) -> None:
-        if self.group.size > 1:
-            for parameter in self.sae.parameters():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                self.group.sum(parameter.grad)
 
     @torch.no_grad()
     def _follow_average(self) -> None:
@@ -210,19 +208,20 @@ class Trainer:
     @torch.no_grad()
     def _count(self, p: Pass) -> None:
         """Rows since each latent fired, and the running BatchTopK threshold."""
-        fired = self.group.largest(p.codes.fired().to(torch.uint8))
+        fired = self.group.rows.largest(p.codes.fired().to(torch.uint8))
         self.since_fired[fired.bool()] = -p.rows  # 0 once the step's rows are added
         if isinstance(p.sae.config.sparsity, BatchTopK):
             p.sae.config.sparsity.follow(p.sae, p.codes)
 
     def _numbers(self, terms: dict[str, Tensor], p: Pass) -> dict[str, float]:
         l0 = p.codes.l0.sum().float() * self.config.pieces / p.rows
-        fvu = losses.squared(p.residual.detach()) * self.config.pieces / p.spread
-        shared = {**terms, "fvu": fvu, "l0": l0}
-        numbers = {name: float(self.group.sum(value.clone())) for name, value in shared.items()}
-        dead = self.since_fired >= self.config.rows_until_dead()
+        error = self.group.latents.part_of(losses.squared(p.residual.detach()))
+        fvu = error * self.config.pieces / p.spread
+        dead = (self.since_fired >= self.config.rows_until_dead()).float().mean()
+        shared = {**terms, "fvu": fvu, "l0": l0, "dead": dead / self.group.size}
+        values = self.group.sum(torch.stack([value.float() for value in shared.values()]))
         lr = self.optimizer.param_groups[0]["lr"]
-        return numbers | {"dead": float(dead.float().mean()), "lr": float(lr)}
+        return dict(zip(shared, values.tolist(), strict=True)) | {"lr": float(lr)}
 
     def forget_moments(self, parameter: Tensor, rows: Tensor) -> None:
         """Zero the optimizer's memory of some rows of a parameter."""
@@ -235,30 +234,47 @@ class Trainer:
         if self.validation is None:
             return
         rows = self.inputs.apply(self.validation.to(self.sae.b_dec))
-        fvu = metrics.evaluate(self.sae, rows.split(4096)).fvu
+        sae = self._averaged(copy.deepcopy(self.sae)) if self.average else self.sae
+        fvu = torch.tensor(metrics.evaluate(sae, rows.split(4096)).fvu, dtype=torch.float64)
         self.sae.train()
-        self.best.note(fvu, self.sae)
+        self.group.same([fvu])  # all must agree on when to stop
+        self.best.note(float(fvu), sae)
 
     def snapshot(self) -> SAE:
         """The SAE as it is now, in the data's units; training is not touched."""
-        return self._finished(copy.deepcopy(self.sae))
+        sae = self._finished(self._averaged(copy.deepcopy(self.sae)))
+        return self._merged(sae, copy.deepcopy(self.whole))
 
     def finish(self) -> SAE:
         """The result, in the data's units: the best or averaged weights where those are kept."""
-        self.best.restore(self.sae)
-        return self._finished(self.sae)
+        if self.best.weights:
+            self.best.restore(self.sae)
+        else:
+            self._averaged(self.sae)
+        return self._merged(self._finished(self.sae), self.whole)
+
+    def _merged(self, sae: SAE, whole: SAE) -> SAE:
+        return sae if self.group.latents.size == 1 else sharded.merged(sae, whole, self.group)
 
     @torch.no_grad()
-    def _finished(self, sae: SAE) -> SAE:
+    def _averaged(self, sae: SAE) -> SAE:
+        """The weights moved to their average, if there is one."""
         if self.average and self.step:
             for name, mean in self.average.items():
                 sae.get_parameter(name).copy_(mean / (1 - (self.config.ema or 0) ** self.step))
+            sae.zero_grad()  # a row-sparse gradient would say that other atoms have not moved
             if sae.config.atoms == "unit":
                 sae.normalise_decoder()
+        return sae
+
+    @torch.no_grad()
+    def _finished(self, sae: SAE) -> SAE:
+        sae.group, sae.b_in = self.group.latents, None
         self.inputs.fold(sae)
         if isinstance(sae.config.sparsity, BatchTopK):
             sample = _pair(self.source.sample(2**14, seed=self.config.seed + 1))[0]
             sae.threshold.copy_(calibrate(sae, sample.to(sae.b_dec)))
+        sae.group = ALONE
         return sae.eval()
 
 
@@ -286,11 +302,21 @@ def _check_widths(sae: SAE, source: Source) -> None:
         raise DataError(f"the SAE writes width {wanted}, the source's targets have width {given}")
 
 
-def _check_settings(sae: SAE, config: TrainConfig, group: Group) -> None:
+def _check_settings(sae: SAE, config: TrainConfig, group: Group, rows: int) -> None:
     if config.inputs == "whiten" and (sae.config.rows != "none" or sae.config.d_out is not None):
         raise ConfigError("inputs='whiten' goes with rows='none' and without d_out")
+    if config.inputs == "whiten" and sae.config.sparsity.kind == "mp":
+        raise ConfigError("inputs='whiten' does not go with matching pursuit: its atoms have norm 1")
     if config.optimizer == "rows" and group.size > 1:
         raise ConfigError("optimizer='rows' is for one process")
+    sharded.check(sae.config, group)
+    least = min(config.batch_size, rows) // group.rows.size
+    if least < config.pieces:
+        raise ConfigError(
+            f"a batch of {min(config.batch_size, rows)} rows cannot be dealt to {group.rows.size} "
+            f"processes in {config.pieces} pieces each: the least batch is "
+            f"{group.rows.size * config.pieces}"
+        )
 
 
 def _check_finite(rows: Tensor, what: str) -> None:
@@ -300,10 +326,18 @@ def _check_finite(rows: Tensor, what: str) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(sae: SAE, most: float) -> None:
-    """Scale all gradients down so that their norm together is at most `most`."""
-    values: list[Any] = [rows_of(p.grad)[1] for p in sae.parameters() if p.grad is not None]
-    norm = torch.stack([v.norm() for v in values]).norm()
+def clip_gradients(
+    sae: SAE, most: float, group: Group = ALONE, cut: Collection[str] = ()
+) -> None:
+    """Scale all gradients down so that their norm together is at most `most`.
+
+    Of the parameters that are `cut`, each process holds a part.
+    """
+    named = [(name, p.grad) for name, p in sae.named_parameters() if p.grad is not None]
+    squares = [(name, rows_of(grad)[1].norm().square()) for name, grad in named]
+    zero = sae.b_dec.new_zeros(())
+    mine = sum((square for name, square in squares if name in cut), zero)
+    norm = (group.latents.sum(mine) + sum(s for name, s in squares if name not in cut)).sqrt()
     factor = (most / norm.clamp(min=1e-12)).clamp(max=1)
     for parameter in sae.parameters():
         if parameter.grad is not None:

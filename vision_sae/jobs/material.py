@@ -1,0 +1,71 @@
+"""What SAEs are trained on, as stores: inputs, a transcoder's targets, rows held out to stop by."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vision_sae import metrics
+from vision_sae.errors import ConfigError, MismatchError
+from vision_sae.matching import check_paired
+from vision_sae.metrics import Metrics
+from vision_sae.sae import SAE
+from vision_sae.source import Batch, Source
+from vision_sae.store import Paired, Store
+
+HELD_OUT = 2**14  # rows that a validation reads
+MEASURED = 2**15  # rows that final metrics are of
+
+
+@dataclass
+class Material:
+    """Stores that belong together. Raises MismatchError when they do not."""
+
+    store: Store
+    targets: Store | None = None
+    held_out: Store | None = None
+
+    def __post_init__(self) -> None:
+        if self.targets:
+            check_paired(self.store, self.targets)
+        if self.held_out and self.targets:
+            raise ConfigError("a transcoder cannot be validated on another store yet")
+        if self.held_out:
+            self._check_held_out(self.held_out)
+
+    def _check_held_out(self, held_out: Store) -> None:
+        reason = self.store.index.provenance.differs(held_out.index.provenance)
+        if reason:
+            raise MismatchError(
+                f"{held_out.folder} cannot validate a training on {self.store.folder}: {reason}"
+            )
+
+    @cached_property
+    def source(self) -> Source:
+        return Paired(self.store, self.targets) if self.targets else self.store
+
+    @cached_property
+    def validation(self) -> Float[Tensor, "m d"] | None:
+        return self.held_out.sample(HELD_OUT) if self.held_out else None
+
+    @property
+    def width_out(self) -> int | None:
+        return self.targets.width if self.targets else None
+
+    def record(self) -> dict[str, str]:
+        """The folders, for the SAE's config."""
+        named = {"acts": self.store, "targets": self.targets, "validated_on": self.held_out}
+        return {name: str(store.folder.resolve()) for name, store in named.items() if store}
+
+    def measure(self, sae: SAE) -> Metrics:
+        """Of a finished SAE, on a sample: of the held-out rows where there are some."""
+        source = self.held_out or self.source
+        return metrics.evaluate(sae, _pieces(source.sample(MEASURED, seed=2)))
+
+
+def _pieces(rows: Batch, size: int = 4096) -> Iterator[Batch]:
+    if isinstance(rows, Tensor):
+        return iter(rows.split(size))
+    return zip(rows[0].split(size), rows[1].split(size), strict=True)
