@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from vision_sae import families
 from vision_sae.errors import CheckpointError, ConfigError
 from vision_sae.jobs import train_store, train_sweep
 from vision_sae.jobs.sweep import members_of
@@ -145,3 +146,25 @@ def test_a_grid_leaves_out_what_only_other_families_have() -> None:
         members_of(grid, {"bandwidth": 1})
     with pytest.raises(ConfigError, match="the grid's dead must be a list of values; got 'auxk'"):
         members_of({"dead": "auxk"}, {})
+
+
+@pytest.mark.parametrize("family", list(families.OURS))
+def test_every_family_goes_on_exactly(store: Store, tmp_path: Path, family: str) -> None:
+    settings = {
+        **SMALL,
+        "s": 32,
+        "family": family,
+        "ema": 0.9,
+        "dead": "resample",
+        "nest": "prefix",
+    }
+    train_store(store, tmp_path / "whole", **settings)
+
+    def stop(step: int, numbers: dict[str, float]) -> None:
+        if step == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_store(store, tmp_path / "sae", on_log=stop, **settings)
+    train_store(store, tmp_path / "sae", **settings)
+    assert weights(tmp_path / "sae") == weights(tmp_path / "whole")

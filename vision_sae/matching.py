@@ -32,7 +32,8 @@ def check_paired(inputs: Store, targets: Store) -> None:
     mine, theirs = inputs.index.tokens_per_image, targets.index.tokens_per_image
     if mine != theirs:
         raise MismatchError(
-            f"{inputs.folder} has {mine} tokens per image, the targets {targets.folder} have {theirs}"
+            f"{inputs.folder} has {mine} tokens per image, "
+            f"the targets {targets.folder} have {theirs}"
         )
     if inputs.keys != targets.keys:
         raise MismatchError(f"{inputs.folder} and the targets {targets.folder} hold other images")

@@ -6,6 +6,7 @@ batch are chosen among all (`kept`, select.batch_top), partial reconstructions a
 On disk and in the end there is one whole SAE, as if one process had trained it.
 """
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,9 +54,9 @@ def spread_out(sae: "SAE", group: Group) -> "SAE":
     config = sae.config.model_copy(update={"s": sae.config.s // group.size})
     own = type(sae)(config)
     whole, names = sae.state_dict(), latent_names(sae, own)
-    own.load_state_dict({n: cut(t, group) if n in names else t for n, t in whole.items()})
-    own.provenance = sae.provenance
-    own = own.to(group.device)
+    for name, tensor in chain(own.named_parameters(), own.named_buffers()):
+        mine = cut(whole[name], group) if name in names else whole[name].clone()
+        tensor.data = mine.to(group.device)
     own.b_in = own.b_dec.detach().requires_grad_()  # shares its memory
     return own
 

@@ -136,6 +136,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 CASES = {name: Case(name, options) for name, options in OPTIONS.items()}
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a generator of its own is the same every time."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     """All variants, or with `parametrize(..., indirect=True)` the named ones."""

@@ -18,8 +18,10 @@ from vision_sae.sae import SAE, SAEConfig
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(d=st.integers(1, 9), s=st.integers(2, 17), family=st.sampled_from(["topk", "batchtopk"]))
 def test_save_and_load_give_the_same_sae(d: int, s: int, family: str, tmp_path: Path) -> None:
+    """Every variant's weights: see test_families.py; here what is kept beside them."""
     sae = SAE(SAEConfig.of(d, s, family, 2), seed=3)
-    sae.threshold.fill_(0.25)
+    if family == "batchtopk":
+        sae.threshold.fill_(0.25)
     sae.provenance = Provenance(model="m", fingerprint="f", site="a.b", tokens="cls", data="x")
     save(sae, tmp_path / "sae", training={"steps": 3}, overwrite=True)
     again = load(tmp_path / "sae")
@@ -28,6 +30,15 @@ def test_save_and_load_give_the_same_sae(d: int, s: int, family: str, tmp_path: 
     x = torch.randn(4, d)
     assert torch.equal(again(x).x_hat, sae.eval()(x).x_hat)
     assert read_config(tmp_path / "sae").training == {"steps": 3}
+
+
+def test_the_threshold_to_use_is_chosen_on_loading(tmp_path: Path) -> None:
+    sae = SAE(SAEConfig.of(4, 8, "batchtopk", 2))
+    sae.threshold.fill_(0.25)
+    sae.threshold_ema.fill_(0.75)
+    save(sae, tmp_path / "sae")
+    assert float(load(tmp_path / "sae").inference_threshold()) == 0.25
+    assert float(load(tmp_path / "sae", threshold="running").inference_threshold()) == 0.75
 
 
 @pytest.fixture
@@ -60,6 +71,22 @@ def test_weights_of_another_shape_are_refused(saved: Path) -> None:
     state = load_file(saved / "sae.safetensors")
     save_file(state | {"b_enc": torch.zeros(9)}, saved / "sae.safetensors")
     with pytest.raises(CheckpointError, match="does not fit its config.*b_enc"):
+        load(saved)
+
+
+def test_weights_of_another_family_are_refused(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config["sae"]["sparsity"] = {"kind": "batchtopk", "k": 2}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not fit its config.*threshold"):
+        load(saved)
+
+
+def test_a_family_that_is_not_installed_is_named(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config["sae"]["sparsity"] = {"kind": "theirs", "k": 2}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="no family 'theirs'; there are: topk"):
         load(saved)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vision_sae.errors import ConfigError
-from vision_sae.fold import fold_norms, fold_scale, fold_whitening, untie
+from vision_sae.fold import fold_norms, fold_scale, untie
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.train.inputs import Inputs, whitening
 
@@ -69,7 +69,9 @@ def test_whitening_is_undone_on_the_output(case: Any) -> None:
 
 @pytest.mark.parametrize("case", ["mp", "mp-signed"], indirect=True)
 def test_matching_pursuit_refuses_what_parts_its_tied_weights(case: Any) -> None:
-    with pytest.raises(ConfigError, match="matching pursuit has tied, unit atoms: its inputs cannot be whitened"):
+    with pytest.raises(
+        ConfigError, match="has tied, unit atoms: its inputs cannot be whitened"
+    ):
         whitener(case).fold(case.sae())
 
 

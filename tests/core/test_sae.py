@@ -1,82 +1,189 @@
-"""The module: shapes, folding, thresholds, and errors that say what is allowed."""
+"""The module and its config: what is accepted, how it starts, thresholds, statistics of rows."""
+
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vision_sae import families, nest
+from vision_sae.codes import Codes
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.sae import SAE, SAEConfig
-from vision_sae.statistics import calibrate, geometric_median
-
-FAMILIES = ["topk", "batchtopk"]
+from vision_sae.statistics import calibrate, centre, geometric_median, kmeans
 
 
-@given(d=st.integers(1, 16), s=st.integers(1, 40), family=st.sampled_from(FAMILIES), data=st.data())
-def test_config_goes_through_json(d: int, s: int, family: str, data: st.DataObject) -> None:
-    config = SAEConfig.of(d, s, family, data.draw(st.integers(1, s)))
+@given(d=st.integers(1, 16), s=st.integers(1, 40), data=st.data())
+def test_any_config_goes_through_json(d: int, s: int, data: st.DataObject) -> None:
+    family = data.draw(st.sampled_from(["topk", "batchtopk", "abstopk"]))
+    k = data.draw(st.integers(1, s))
+    config = SAEConfig.of(d, s, family, k, rescale=data.draw(st.booleans()), atoms="free")
     assert SAEConfig.model_validate_json(config.model_dump_json()) == config
 
 
+NO_K = "the relu family has no k; it has coefficient, p"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        ((8, 16, "topk", 17), r"k must lie in 1\.\.16 .*got 17"),
-        ((8, 16, "topk", 0), r"k: .*greater than or equal to 1; got 0"),
-        ((8, 16, "topp", 2), r"no family 'topp'; there are: topk, batchtopk"),
+        ({"k": 17}, r"k must lie in 1\.\.16 .*got 17"),
+        ({"k": 2, "anneal_from": 17}, r"k must lie in 1\.\.16 .*got 17"),
+        ({"k": 0}, r"k: .*greater than or equal to 1; got 0"),
+        ({"family": "topp"}, r"no family 'topp'; there are: topk, batchtopk, abstopk"),
+        ({"family": "relu", "k": 3}, NO_K),
+        ({"family": "groupmax", "k": 3}, r"k must divide the 16 latents; got 3"),
+        ({"family": "mp", "k": 17}, r"k must lie in 1\.\.16 .*got 17"),
+        ({"k": 2, "kk": 3}, r"kk: Extra inputs are not permitted; got 3"),
+        ({"k": 2, "skip": True}, "skip is for transcoders: set d_out"),
+        ({"k": 2, "d_out": 3, "tied": True}, "a transcoder .d_out. has tied=False"),
+        ({"k": 2, "d_out": 3, "rows": "layer_norm"}, "a transcoder .* rows='none'"),
+        (
+            {"k": 2, "dictionary": {"kind": "archetypal"}, "atoms": "unit"},
+            "an archetypal dictionary has tied=False and atoms='free'",
+        ),
+        ({"family": "mp", "k": 2, "tied": False}, "matching pursuit has tied=True"),
+        ({"family": "jumprelu", "rescale": True}, "rescale is for families whose latents compete"),
+        ({"k": 2, "nest": {"kind": "k", "ks": ()}}, r"nest\.k\.ks: .*at least 1 item"),
+        ({"family": "jumprelu", "kernel": "box"}, r"kernel: Input should be 'rectangle', .*'box'"),
     ],
 )
-def test_a_bad_config_says_what_is_allowed(
-    arguments: tuple[int, int, str, int], message: str
-) -> None:
+def test_a_bad_config_says_what_is_allowed(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        SAEConfig.of(*arguments)
+        SAEConfig.of(8, 16, **options)
 
 
-def test_an_unknown_setting_is_refused() -> None:
+def test_an_unknown_setting_of_a_family_is_refused_on_reading() -> None:
     with pytest.raises(ValueError, match="Extra inputs"):
         SAEConfig.model_validate({"d": 2, "s": 4, "sparsity": {"kind": "topk", "k": 1, "kk": 2}})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_leading_axes_are_rows(family: str) -> None:
-    sae = SAE(SAEConfig.of(6, 12, family, 2))
-    x = torch.randn(2, 3, 6)
-    codes, x_hat = sae(x)
-    assert codes.to_dense().shape == (6, 12)
-    assert torch.equal(x_hat, sae(x.reshape(6, 6)).x_hat)
-    assert sae.pre_activations(x).shape == (2, 3, 12)
+def test_a_setting_says_what_differs_from_the_usual() -> None:
+    described = SAEConfig.of(8, 16, "jumprelu", mode="step").sparsity.describe()
+    assert described == "jumprelu, mode step"
 
 
-def test_another_width_is_refused() -> None:
-    with pytest.raises(DataError, match=r"width 6; got shape \(3, 5\)"):
-        SAE(SAEConfig.of(6, 12, "topk", 2))(torch.randn(3, 5))
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [("relu", "the relu family has no k to choose"), ("gated", "the gated family has no k")],
+)
+def test_a_family_without_k_refuses_one(family: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SAE(SAEConfig.of(6, 12, family)).encode(torch.zeros(1, 6), k=3)
+
+
+@pytest.mark.parametrize("family", ["topk", "batchtopk", "abstopk", "groupmax", "mp"])
+def test_another_k_may_be_asked_for(family: str) -> None:
+    sae = SAE(SAEConfig.of(6, 12, family, 2)).eval()
+    codes = sae.encode(torch.randn(5, 6), k=4)
+    assert 2 * 5 < int(codes.l0.sum()) <= 4 * 5
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (6,), (2, 3, 7)])
+def test_another_width_is_refused(shape: tuple[int, ...]) -> None:
+    sae = SAE(SAEConfig.of(8, 12, k=2))
+    with pytest.raises(DataError, match=r"reads vectors of width 8; got shape \("):
+        sae(torch.randn(shape))
+
+
+# ---- how it starts
 
 
 def test_equal_seeds_give_equal_saes_with_unit_atoms() -> None:
-    one, two, three = (SAE(SAEConfig.of(6, 12, "topk", 2), seed=s) for s in (4, 4, 5))
+    one, two, three = (SAE(SAEConfig.of(6, 12, k=2), seed=s) for s in (4, 4, 5))
     assert torch.equal(one.W_dec, two.W_dec)
     assert not torch.equal(one.W_dec, three.W_dec)
-    assert torch.allclose(one.W_dec.norm(dim=1), torch.ones(12))
-    assert torch.equal(one.W_dec, one.W_enc)
+    torch.testing.assert_close(one.W_dec.norm(dim=1), torch.ones(12))
+    assert torch.equal(one.W_dec, one.W_enc) and one.W_dec is not one.W_enc
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@given(scale=st.floats(0.01, 100))
-def test_folding_the_scale_changes_units_only(family: str, scale: float) -> None:
-    """SAE(scale * x) / scale equals the folded SAE(x); atoms keep unit norm."""
-    sae = SAE(SAEConfig.of(6, 12, family, 3), seed=1).eval()
+def test_a_transcoder_starts_at_zero_and_does_not_centre() -> None:
+    """As in sparsify: W_dec and W_skip are 0, so that it starts as the mean of its targets."""
+    sae = SAE(SAEConfig.of(6, 12, k=2, d_out=3, skip=True))
+    x = torch.randn(5, 6)
+    assert torch.equal(sae(x).x_hat, torch.zeros(5, 3))
     with torch.no_grad():
-        sae.b_enc += 0.1
-        sae.b_dec += 0.2
-        sae.threshold.fill_(0.3)
-    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
-    want = sae(x * scale)
-    sae.fold_scale(scale)
-    got = sae(x)
-    assert torch.allclose(got.x_hat, want.x_hat / scale, rtol=1e-3, atol=1e-4)
-    assert torch.allclose(got.codes.to_dense(), want.codes.to_dense() / scale, rtol=1e-3, atol=1e-4)
-    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(12))
+        sae.b_dec.fill_(2.0)
+    assert torch.equal(sae.read(x), x) and torch.equal(sae(x).x_hat, torch.full((5, 3), 2.0))
+
+
+@pytest.mark.parametrize("options", [{"atoms": "unit"}, {"rescale": True}])
+def test_a_transcoder_whose_atoms_have_a_norm_to_keep_starts_with_it(
+    options: dict[str, Any],
+) -> None:
+    """Where latents compete by their atoms' norms, none could win with all at 0."""
+    sae = SAE(SAEConfig.of(6, 12, k=2, d_out=3, **options))
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(12))
+
+
+def test_latents_compete_by_norm_only_if_asked() -> None:
+    for rescale, winner in ((False, 0), (True, 1)):
+        sae = SAE(SAEConfig.of(2, 2, k=1, atoms="free", rescale=rescale))
+        with torch.no_grad():
+            sae.W_enc.copy_(torch.tensor([[1.0, 0], [0.9, 0]]))
+            sae.W_dec.copy_(torch.tensor([[1.0, 0], [2.0, 0]]))
+        codes = sae.encode(torch.tensor([[1.0, 0]]))
+        assert codes.indices.tolist() == [winner]
+        assert codes.values.tolist() == pytest.approx([[1.0], [0.9]][winner])  # z, not z times n
+
+
+def test_an_archetypal_atom_lies_near_the_points() -> None:
+    """Within delta of the convex hull, times one common scale."""
+    sae: Any = SAE(SAEConfig.of(6, 9, k=2, dictionary={"kind": "archetypal", "points": 4}))
+    shape = sae.parametrizations.W_dec
+    with torch.no_grad():
+        shape[0].C.copy_(torch.randn(4, 6))
+        shape.original.copy_(torch.rand(9, 4) - 0.2)
+        shape.original[:, 0] = 0.5
+        shape[0].relaxation.copy_(torch.randn(9, 6) * 10)
+    weights = shape.original.relu() / shape.original.relu().sum(1, keepdim=True)
+    away = (sae.W_dec - weights @ shape[0].C).norm(dim=1)
+    torch.testing.assert_close(away, torch.ones(9))  # delta
+    with torch.no_grad():
+        shape[0].log_scale.fill_(0.7)
+        shape[0].relaxation.zero_()
+    torch.testing.assert_close(sae.W_dec, weights @ shape[0].C * torch.tensor(0.7).exp())
+
+
+# ---- nests
+
+
+def test_prefix_bounds_ascend_and_end_with_all_latents() -> None:
+    assert nest.Prefixes(shares=(0.5, 0.01, 0.5)).bounds(10) == [1, 5, 10]
+    assert nest.Prefixes().bounds(64) == [4, 8, 16, 32, 64]
+
+
+def test_random_prefixes_are_distinct_favour_short_ones_and_have_the_whole() -> None:
+    n, codes = nest.RandomPrefixes(count=5), Codes.of_dense(torch.ones(1, 1000))
+    drawn = [n.groups(codes, seed) for seed in range(200)]
+    assert all(g == sorted(set(g)) and len(g) == 5 and g[-1] == 1000 for g in drawn)
+    assert drawn[0] != drawn[1] and drawn[0] == n.groups(codes, 0)
+    lengths = torch.tensor([m for g in drawn for m in g[:-1]]).double()
+    # P(length <= m) is about sqrt(m / s): half of them lie below a quarter
+    assert float((lengths <= 250).double().mean()) == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("s", [1, 2, 3])
+def test_small_dictionaries_have_fewer_prefixes(s: int) -> None:
+    groups = nest.RandomPrefixes(count=5).groups(Codes.of_dense(torch.ones(1, s)), 0)
+    assert groups == list(range(1, s + 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ({}, [1 / 3] * 3),
+        ({"reduction": "sum"}, [1.0] * 3),
+        ({"weighting": "reversed"}, [3 / 6, 2 / 6, 1 / 6]),
+        ({"weighting": "reversed", "reduction": "sum"}, [3.0, 2.0, 1.0]),
+    ],
+)
+def test_what_the_nested_losses_count(options: dict[str, Any], want: list[float]) -> None:
+    torch.testing.assert_close(nest.Ks(ks=(1, 2, 4), **options).weights(3), torch.tensor(want))
+
+
+# ---- thresholds
 
 
 def test_batchtopk_without_a_threshold_refuses_inference() -> None:
@@ -85,32 +192,72 @@ def test_batchtopk_without_a_threshold_refuses_inference() -> None:
         sae(torch.randn(3, 6))
 
 
-def test_batchtopk_prefers_the_calibrated_threshold_and_reads_rows_alone() -> None:
-    sae = SAE(SAEConfig.of(6, 24, "batchtopk", 3)).eval()
+@pytest.mark.parametrize("options", [{}, {"rescale": True, "atoms": "free"}])
+def test_batchtopk_is_calibrated_to_a_mean_l0_of_k(options: dict[str, Any]) -> None:
+    sae = SAE(SAEConfig.of(6, 24, "batchtopk", 3, **options)).eval()
+    with torch.no_grad():
+        sae.W_dec.mul_(torch.rand(24, 1) + 0.5)
     x = torch.randn(500, 6)
     sae.threshold_ema.fill_(9.0)
     assert float(sae.inference_threshold()) == 9.0
     sae.threshold.copy_(calibrate(sae, x))
     assert float(sae.inference_threshold()) == float(sae.threshold)
     assert float(sae.encode(x).l0.float().mean()) == pytest.approx(3, abs=0.01)
-    alone = torch.cat([sae(row[None]).x_hat for row in x[:20]])
-    assert torch.allclose(alone, sae(x).x_hat[:20], atol=1e-6)
+    sae.threshold_choice = "running"
+    assert float(sae.inference_threshold()) == 9.0
 
 
-def test_the_parallel_part_of_the_gradient_is_taken_off() -> None:
-    sae = SAE(SAEConfig.of(6, 12, "topk", 2))
-    sae.W_dec.grad = torch.randn(12, 6)
-    sae.remove_parallel_gradient()
-    assert torch.allclose((sae.W_dec.grad * sae.W_dec).sum(1), torch.zeros(12), atol=1e-6)
+def test_the_running_threshold_follows_the_smallest_kept_value() -> None:
+    sae: Any = SAE(SAEConfig.of(6, 24, "batchtopk", 3))
+    family = sae.config.sparsity
+    for value, want in ((2.0, 2.0), (1.0, 1.99), (0.0, 1.99)):
+        values = torch.tensor([[value, 5.0 * value]])
+        family.follow(sae, Codes.even(values, torch.tensor([[0, 1]]), 24))
+        assert float(sae.threshold_ema) == pytest.approx(want)
+
+
+def test_other_families_have_no_single_threshold() -> None:
+    sae = SAE(SAEConfig.of(6, 12, k=2))
+    with pytest.raises(ConfigError, match="the topk family has no single threshold"):
+        sae.inference_threshold()
+    with pytest.raises(ConfigError, match="only a BatchTopK SAE has a threshold .* this is topk"):
+        calibrate(sae, torch.randn(3, 6))
+
+
+def test_rows_on_which_nothing_fires_cannot_calibrate() -> None:
+    sae = SAE(SAEConfig.of(6, 12, "batchtopk", 2)).eval()
+    with torch.no_grad():
+        sae.b_enc.fill_(-100.0)
+    with pytest.raises(DataError, match="no latent is active on any of 5 rows"):
+        calibrate(sae, torch.randn(5, 6))
+
+
+# ---- statistics of rows
 
 
 def test_the_geometric_median_resists_an_outlier_and_the_mean_does_not() -> None:
-    x = torch.randn(201, 3)
+    x = torch.randn(201, 3, generator=torch.Generator().manual_seed(0))
     x[0] = 1e5
     assert geometric_median(x).norm() < 1 < x.mean(0).norm()
+    assert torch.equal(centre(x, "median"), geometric_median(x))
+    assert torch.equal(centre(x, "mean"), x.mean(0))
+    assert torch.equal(centre(x, "zero"), torch.zeros(3))
 
 
 def test_the_geometric_median_is_where_unit_vectors_cancel() -> None:
-    x = torch.randn(101, 4, dtype=torch.float64)
+    x = torch.randn(101, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     away = x - geometric_median(x, steps=2000)
     assert (away / away.norm(dim=1, keepdim=True)).sum(0).norm() < 0.05
+
+
+def test_kmeans_finds_clusters_and_repeats_rows_when_they_are_few() -> None:
+    centres = 10 * torch.eye(3)
+    x = centres.repeat(20, 1) + 0.1 * torch.randn(60, 3)
+    found = kmeans(x, 20)
+    assert float(torch.cdist(centres, found).min(1).values.max()) < 0.2
+    assert kmeans(x[:2], 5).shape == (5, 3)
+
+
+def test_every_family_has_a_name_of_its_own() -> None:
+    assert families.names()[: len(families.OURS)] == list(families.OURS)
+    assert len(set(families.names())) == len(families.names())
