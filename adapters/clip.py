@@ -27,6 +27,10 @@ class ClipAdapter(ModuleAdapter):
     def run(self, batch: Float[Tensor, "b c h w"]) -> Any:
         return self.model.encode_image(batch)  # type: ignore[operator]
 
+    @property
+    def logit_scale(self) -> float:
+        return float(self.model.logit_scale.detach().exp())  # type: ignore[operator]
+
     def embed_images(self, batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e"]:
         with inference(self.model):
             embedded = self.run(on_device(self, batch)).float()

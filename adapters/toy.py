@@ -58,6 +58,10 @@ class ToyAdapter(ModuleAdapter):
     def __init__(self, seed: int = 0) -> None:
         super().__init__(ToyViT(seed).eval(), to_input, name=f"toy:{seed}", prefix_tokens=1)
 
+    @property
+    def logit_scale(self) -> float:
+        return 100.0
+
     def embed_images(self, batch: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
         with inference(self.model):
             return nn.functional.normalize(self.run(batch), dim=-1)

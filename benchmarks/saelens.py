@@ -7,9 +7,10 @@ the penalty, and after how many rows a latent counts as dead.
 """
 
 import argparse
-import os
+import io
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from vision_sae.synthetic import Synthetic
 from vision_sae.train import TrainConfig
 from vision_sae.train.inputs import unit_scale
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # read when sae_lens is imported
 
 @dataclass(frozen=True)
 class Peer:
@@ -53,7 +53,8 @@ class Peer:
             sample = world.sample(2**14, seed=seed)
             factor = unit_scale(sample, torch.zeros_like(sample[0]))
             trainer.activation_scaler.scaling_factor = float(factor)
-        trainer.fit()
+        with redirect_stderr(io.StringIO()):  # a progress bar
+            trainer.fit()
         with tempfile.TemporaryDirectory() as folder:
             sae.save_inference_model(folder)
             return load(Path(folder)).to(args.device)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
@@ -163,22 +164,21 @@ def mean_and_spread(results: list[dict[str, float]]) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row per candidate: the mean over the worlds."""
+    """A row per candidate, as soon as it is known: the mean over the worlds."""
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     with mapper(args.workers) as apply:
         found = apply(tuned, args.families, [args] * len(args.families))
         coefficients = dict(zip(args.families, found, strict=True))
         runs = [
-            Run(name, seed, args, coefficients[name])
-            for name in args.families
-            for seed in seeds
+            Run(name, seed, args, coefficients[name]) for name in args.families for seed in seeds
         ]
         runs += [Run("topk", seed, args, train=False) for seed in seeds]
-        results = list(apply(call, runs))
-    for i, name in enumerate([*args.families, "topk, untrained"]):
-        mean = mean_and_spread(results[i * args.seeds : (i + 1) * args.seeds])
-        library = EVERYONE[name].library if name in EVERYONE else "ours"
-        yield {"family": name, "library": library, "coefficient": coefficients.get(name), **mean}
+        results = iter(apply(call, runs))
+        for name in [*args.families, "topk, untrained"]:
+            mean = mean_and_spread(list(islice(results, args.seeds)))
+            library = EVERYONE[name].library if name in EVERYONE else "ours"
+            knob = coefficients.get(name)
+            yield {"family": name, "library": library, "coefficient": knob, **mean}
 
 
 def call(run: Run) -> dict[str, float]:
@@ -208,9 +208,8 @@ def show(row: dict[str, Any]) -> None:
                "F1 features": "feature_f1", "recovered": "recovered", "dead": "dead"}  # fmt: skip
     numbers = "  ".join(f"{title} {row[key]:.3f}" for title, key in columns.items())
     knob = f"{row['coefficient']:.3g}" if row["coefficient"] else "-"
-    print(
-        f"{row['family']:22} coefficient {knob:>7}  {numbers}  {row['seconds']:.1f} s", flush=True
-    )
+    who = f"{row['family'].removeprefix('saelens '):16} {row['library']:8}"
+    print(f"{who} coefficient {knob:>7}  {numbers}  {row['seconds']:.1f} s", flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -221,8 +220,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="SAELens' families too")
     for name, default in {
         "d": 64, "features": 256, "latents": 256, "l0": 8, "roots": 8, "branching": 3, "depth": 2,
-        "steps": 3000, "batch": 256, "eval_rows": 2**15, "seeds": 3, "first_seed": 0, "tuning_seed": 1000,
-        "tuning": 6, "workers": 2,
+        "steps": 3000, "batch": 256, "eval_rows": 2**15, "seeds": 3, "first_seed": 0,
+        "tuning_seed": 1000, "tuning": 6, "workers": 2,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     for name, number in {"zipf": 0.5, "correlation": 0.1, "bias": 0.0, "lr": 3e-3}.items():

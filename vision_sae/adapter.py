@@ -64,6 +64,11 @@ class Adapter(Protocol):
 class TextImageAdapter(Adapter, Protocol):
     """An adapter whose model embeds images and texts in one space (CLIP, SigLIP)."""
 
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by to be logits over classes."""
+        ...
+
     def embed_images(self, batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e"]:
         """Unit vectors."""
         ...

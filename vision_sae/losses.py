@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vision_sae import kernels, nest, select, sharded
-from vision_sae.codes import AnyCodes, Codes, DenseCodes, Support
+from vision_sae.codes import AnyCodes, Codes, DenseCodes
 from vision_sae.families.base import DENSE_FROM
 from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE

@@ -105,9 +105,8 @@ class Group:
         return parts
 
     def in_order(self, part: Shaped[Tensor, " n"]) -> Shaped[Tensor, " all"]:
-        """A number of each row, in the order of the batch: a process has rows rank, rank + size, ...
-
-        (as `shuffled` deals them).
+        """A number of each row in the order of the batch, of which a process has rows rank,
+        rank + size, ...
         """
         if self.size == 1:
             return part
@@ -134,7 +133,7 @@ class Group:
         return out
 
     def part_of(self, number: Tensor) -> Tensor:
-        """Of a number that all processes have alike, its part of their sum; the gradient is whole."""
+        """Of a number that all processes have alike, the part of one; the gradient is whole."""
         return number if self.size == 1 else number + number.detach() * (1 / self.size - 1)
 
     def best(self, scores: Float[Tensor, "n c"], k: int) -> Bool[Tensor, "n c"]:
@@ -162,14 +161,16 @@ ALONE = Group()
 
 
 @contextmanager
-def join(kind: Kind = "rows", *, timeout: float = 1800) -> Iterator[Group]:
+def join(kind: str = "rows", *, timeout: float = 1800) -> Iterator[Group]:
     """The processes that torchrun started, as a group; this process alone without torchrun.
 
     Numbers on a CPU travel by gloo, those on a GPU (one for each process of a machine) by NCCL.
-    `timeout`: seconds after which a process that waits for the others gives up. Raises ConfigError.
+    `kind`: what they share, "rows" or "latents". `timeout`: seconds after which a process that
+    waits for the others gives up. Raises ConfigError.
     """
     if kind not in get_args(Kind):
         raise ConfigError(f"processes share {' or '.join(get_args(Kind))}; got {kind!r}")
+    share: Kind = "rows" if kind == "rows" else "latents"
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
         return
@@ -178,7 +179,7 @@ def join(kind: Kind = "rows", *, timeout: float = 1800) -> Iterator[Group]:
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     try:
-        yield Group(rank, size, kind, device)
+        yield Group(rank, size, share, device)
     except BaseException:
         if device == "cpu":  # NCCL would wait here for processes that wait for this one
             dist.destroy_process_group()

@@ -1,10 +1,12 @@
-"""What the model still knows when it sees only the SAE's reconstruction: zero-shot accuracy."""
+"""What a model still knows, by its zero-shot classes, when it sees the SAE's reconstruction."""
 
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,26 +19,42 @@ from vision_sae.sae import SAE
 
 
 @dataclass(frozen=True)
-class Spliced:
-    """Zero-shot top-1 accuracy of the model as it is, and with its site replaced.
+class Outcome:
+    """Means over images: top-1 accuracy, cross entropy of the true class in nats, and the KL
+    divergence in nats from the untouched model's class probabilities to these."""
 
-    `recovered` is (spliced - mean) / (original - mean): 1 when the reconstruction loses nothing
-    that the mean-ablated model lacks; NaN when ablation loses nothing.
+    accuracy: float
+    loss: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """The model as it is, and with its site replaced.
+
+    `skipped` names images that were left out and says why.
     """
 
-    original: float
-    spliced: float
-    zero: float  # the site's tokens set to zero
-    mean: float  # the site's tokens set to their mean
+    original: Outcome
+    spliced: Outcome
+    zero: Outcome  # the site's tokens set to zero
+    mean: Outcome  # the site's tokens set to their mean
     images: int
+    skipped: tuple[str, ...] = ()
 
-    @property
-    def recovered(self) -> float:
-        lost = self.original - self.mean
-        return (self.spliced - self.mean) / lost if lost else float("nan")
+    def recovered(self, what: str = "accuracy", floor: str = "mean") -> float:
+        """(spliced - floor) / (original - floor) of one number, the floor being `mean` or `zero`.
+
+        1 when the reconstruction loses nothing that the ablated model lacks (SAEBench's CE and KL
+        scores with what="loss" and "kl", floor="zero"); NaN when ablation changes nothing.
+        """
+        worst, best, found = (
+            getattr(getattr(self, who), what) for who in (floor, "original", "spliced")
+        )
+        return float((found - worst) / (best - worst)) if best != worst else math.nan
 
 
-def splice_accuracy(
+def splice(
     adapter: Adapter,
     sae: SAE,
     site: Site,
@@ -45,9 +63,9 @@ def splice_accuracy(
     texts: Float[Tensor, "classes e"],
     batches: Iterable[tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]],
 ) -> Spliced:
-    """Zero-shot accuracy with `texts` as the classes, over (prepared images, class numbers).
+    """Zero-shot outcomes with `texts` as the classes, over (prepared images, class numbers).
 
-    Raises DataError for a model without text embeddings, or pooled tokens.
+    Raises DataError for a model without text embeddings, pooled tokens, or no images.
     """
     if not isinstance(adapter, TextImageAdapter):
         raise DataError(f"{adapter.name} has no text embeddings, so there is no zero-shot accuracy")
@@ -55,22 +73,41 @@ def splice_accuracy(
         "original": None,
         "spliced": reconstruct(sae.eval()),
         "zero": lambda x: torch.zeros_like(x),
-        "mean": lambda x: mean.expand_as(x),
+        "mean": lambda x: mean.to(x).expand_as(x),
     }
-    right, images = dict.fromkeys(changes, 0), 0
+    sums, images = {name: torch.zeros(3, dtype=torch.float64) for name in changes}, 0
     for batch, truth in batches:
         images += len(batch)
-        for mode, change in changes.items():
-            found = (_embed(adapter, batch, site, tokens, change) @ texts.T).argmax(1)
-            right[mode] += int((found.cpu() == truth).sum())
-    return Spliced(**{mode: count / images for mode, count in right.items()}, images=images)
+        found = {n: _log_odds(adapter, batch, site, tokens, c, texts) for n, c in changes.items()}
+        for name, odds in found.items():
+            sums[name] += _sums(odds, found["original"], truth)
+    if not images:
+        raise DataError("no readable, labelled image to splice on")
+    original, spliced, zero, mean_ = (Outcome(*(t / images).tolist()) for t in sums.values())
+    return Spliced(original, spliced, zero, mean_, images)
 
 
-def _embed(
-    adapter: TextImageAdapter, batch: Tensor, site: Site, tokens: Tokens, change: Change | None
-) -> Tensor:
+def _sums(
+    odds: Float[Tensor, "b c"], original: Float[Tensor, "b c"], truth: Int[Tensor, " b"]
+) -> Float[Tensor, " 3"]:
+    """Right answers, cross entropy and KL, summed over images."""
+    right = (odds.argmax(1) == truth).sum()
+    kl = F.kl_div(odds, original, log_target=True, reduction="sum")
+    return torch.stack([right.double(), F.nll_loss(odds, truth, reduction="sum"), kl])
+
+
+def _log_odds(
+    adapter: TextImageAdapter,
+    batch: Tensor,
+    site: Site,
+    tokens: Tokens,
+    change: Change | None,
+    texts: Float[Tensor, "classes e"],
+) -> Float[Tensor, "b classes"]:
+    """Log probabilities of the classes, in float64."""
     changed = (
         edit(adapter.model, site.name, on_tokens(change, site, tokens)) if change else nullcontext()
     )
     with changed:
-        return adapter.embed_images(batch)
+        found = adapter.embed_images(batch).cpu()
+    return (adapter.logit_scale * (found @ texts.T).double()).log_softmax(1)

@@ -36,7 +36,9 @@ def scores_of_sae_lens(library: Any, folder: Path, world: Synthetic) -> Any:
 
 
 @pytest.mark.parametrize("family", ["topk", "batchtopk", "gated", "jumprelu"])
-def test_recovery_is_that_of_sae_lens(family: str, peer: Callable[[str], Any], tmp_path: Path) -> None:
+def test_recovery_is_that_of_sae_lens(
+    family: str, peer: Callable[[str], Any], tmp_path: Path
+) -> None:
     library = SimpleNamespace(**vars(peer("sae_lens")), **{
         name: getattr(peer("sae_lens.synthetic"), name)
         for name in ("FeatureDictionary", "eval_sae_on_synthetic_data")

@@ -75,8 +75,9 @@ def test_a_part_of_a_number_has_its_whole_gradient() -> None:
 
 
 def test_another_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match="share rows or latents; got 'both'"), parallel.join("both"):  # type: ignore[arg-type]  # fmt: skip
-        pass
+    with pytest.raises(ConfigError, match="share rows or latents; got 'both'"):  # noqa: SIM117
+        with parallel.join("both"):
+            pass
 
 
 def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +120,7 @@ def test_latents_must_be_dealt_evenly() -> None:
 def test_what_cannot_share_latents_says_so(
     family: str, options: dict[str, object], named: str
 ) -> None:
-    config = SAEConfig.of(4, 12, family, None if family == "mp" else 2, **options)
+    config = SAEConfig.of(4, 12, family, 2, **options)
     with pytest.raises(ConfigError, match=f"^{named} cannot have its latents on several"):
         sharded.check(config, TWO)
 

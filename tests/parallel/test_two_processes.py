@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 
 PAIR = Path(__file__).with_name("pair.py")
 ROUNDING = 1e-12  # in float64
-ROUGH = {"topk, bfloat16": 2e-3}  # another order of sums there
+# bfloat16 sums in another order; Adam brings the rounding of gradients near 0 to size
+ROUGH = {"topk, bfloat16": 2e-3, "preact": 1e-8}
 
 
 def _load(path: Path) -> ModuleType:

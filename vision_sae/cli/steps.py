@@ -171,11 +171,16 @@ def _splice(
             tell=lambda n: advance(n, ""),
         )  # fmt: skip
     return {
-        "zero-shot accuracy": spliced.original,
-        "with reconstruction": spliced.spliced,
-        "with zeros": spliced.zero,
-        "with the mean": spliced.mean,
-        "recovered": spliced.recovered,
+        "zero-shot accuracy": spliced.original.accuracy,
+        "with reconstruction": spliced.spliced.accuracy,
+        "with zeros": spliced.zero.accuracy,
+        "with the mean": spliced.mean.accuracy,
+        "recovered": spliced.recovered(),
+        "loss recovered": spliced.recovered("loss"),
+        "KL to the model's classes": spliced.spliced.kl,
+        "KL with the mean": spliced.mean.kl,
+        "images spliced": spliced.images,
+        "images left out": len(spliced.skipped),
     }
 
 

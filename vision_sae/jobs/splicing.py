@@ -1,6 +1,8 @@
 """Splice an SAE's reconstruction into the model it came from, and measure zero-shot accuracy."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -10,12 +12,14 @@ from torch import Tensor
 
 from vision_sae.adapter import Adapter, TextImageAdapter, probe_site
 from vision_sae.data import ImageSource, open_data
-from vision_sae.data.decode import decoded, first_image
+from vision_sae.data.decode import Decoded, decoded, first_image
 from vision_sae.errors import DataError, UnknownName
 from vision_sae.matching import check_match, check_model
 from vision_sae.sae import SAE
-from vision_sae.splice import Spliced, splice_accuracy
+from vision_sae.splice import Spliced, splice
 from vision_sae.store import Store
+
+log = logging.getLogger(__name__)
 
 
 def splice_sae(
@@ -28,9 +32,9 @@ def splice_sae(
     images: int = 1000,
     tell: Callable[[int], None] = lambda images: None,
 ) -> Spliced:
-    """Zero-shot accuracy with the reconstruction spliced in, on the first images of a source.
+    """Zero-shot outcomes with the reconstruction spliced in, on the first images of a source.
 
-    The classes are all values of `label` (by default `name`, else `label`) among the store's
+    Images that cannot be read or have no label are left out, logged and listed in `skipped`. The classes are all values of `label` (by default `name`, else `label`) among the store's
     images and these. Raises MismatchError, DataError, UnknownName for a label that is not there.
     """
     check_model(adapter, store)
@@ -44,9 +48,13 @@ def splice_sae(
     texts = adapter.embed_texts(classes).cpu()
     where = store.index.provenance
     site = probe_site(adapter, where.site, adapter.prepare([first_image(source)]))
-    batches = _labelled(adapter, source, label, classes, images, tell)
+    skipped: list[str] = []
+    batches = _labelled(adapter, source, label, classes, images, skipped, tell)
     mean = store.sample(2**14).mean(0)
-    return splice_accuracy(adapter, sae, site, where.tokens, mean, texts, batches)
+    found = splice(adapter, sae, site, where.tokens, mean, texts, batches)
+    for line in skipped:
+        log.warning("left out of splicing: %s", line)
+    return replace(found, skipped=tuple(skipped))
 
 
 def _label_key(about: Sequence[dict[str, Any]], label: str | None) -> str:
@@ -63,11 +71,20 @@ def _labelled(
     label: str,
     classes: list[str],
     images: int,
+    skipped: list[str],
     tell: Callable[[int], None],
 ) -> Iterator[tuple[Tensor, Int[Tensor, " b"]]]:
-    """Prepared batches of readable, labelled images with their class numbers."""
+    """Prepared batches of readable, labelled images with their class numbers; notes the others."""
     number = {name: i for i, name in enumerate(classes)}
-    rows = (i for i in islice(decoded(source), images) if i.image and label in i.about)
+
+    def usable(item: Decoded) -> bool:
+        why = item.error if item.image is None else f"it has no {label!r}"
+        if item.image is None or label not in item.about:
+            skipped.append(f"{item.key}: {why}")
+            return False
+        return True
+
+    rows = (item for item in islice(decoded(source), images) if usable(item))
     while group := list(islice(rows, 64)):
         truth = torch.tensor([number[str(i.about[label])] for i in group])
         yield adapter.prepare([i.image for i in group]), truth

@@ -80,9 +80,7 @@ def train_all(
         try:
             for i, batch in _turns(trainers):
                 _advance(runs[i], trainers[i], batch, log_every)
-                late, stop = group.either(
-                    time.monotonic() - saved > checkpoint_seconds, bool(came)
-                )
+                late, stop = group.either(time.monotonic() - saved > checkpoint_seconds, bool(came))
                 if stop:
                     raise KeyboardInterrupt
                 if late:
@@ -110,7 +108,7 @@ def _begin(run: Run, group: Group) -> Trainer:
 
 
 def _check_together(trainer: Trainer, folder: Path | None) -> None:
-    """All processes start from the same state. Raises CheckpointError when a folder is not shared."""
+    """All start from the same state. Raises CheckpointError when the folder is not shared."""
     least = trainer.group.least(torch.tensor(float(trainer.step)))
     if any(trainer.group.either(float(least or 0) != trainer.step)):
         raise CheckpointError(

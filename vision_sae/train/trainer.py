@@ -306,7 +306,9 @@ def _check_settings(sae: SAE, config: TrainConfig, group: Group, rows: int) -> N
     if config.inputs == "whiten" and (sae.config.rows != "none" or sae.config.d_out is not None):
         raise ConfigError("inputs='whiten' goes with rows='none' and without d_out")
     if config.inputs == "whiten" and sae.config.sparsity.kind == "mp":
-        raise ConfigError("inputs='whiten' does not go with matching pursuit: its atoms have norm 1")
+        raise ConfigError(
+            "inputs='whiten' does not go with matching pursuit: its atoms have norm 1"
+        )
     if config.optimizer == "rows" and group.size > 1:
         raise ConfigError("optimizer='rows' is for one process")
     sharded.check(sae.config, group)
@@ -326,9 +328,7 @@ def _check_finite(rows: Tensor, what: str) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(
-    sae: SAE, most: float, group: Group = ALONE, cut: Collection[str] = ()
-) -> None:
+def clip_gradients(sae: SAE, most: float, group: Group = ALONE, cut: Collection[str] = ()) -> None:
     """Scale all gradients down so that their norm together is at most `most`.
 
     Of the parameters that are `cut`, each process holds a part.
