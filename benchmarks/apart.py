@@ -1,4 +1,4 @@
-"""Run each contestant in a process of its own: its memory is then its own, and so are its imports."""
+"""Run each contestant in a process of its own: its memory and its imports are then its own."""
 
 import argparse
 import json
@@ -40,7 +40,10 @@ def gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def main(made: argparse.ArgumentParser, measure: Callable[[str, argparse.Namespace], Result]) -> None:
+Measure = Callable[[str, argparse.Namespace], Result]
+
+
+def main(made: argparse.ArgumentParser, measure: Measure) -> None:
     """Measure one contestant (in a child), or start a child for each and print what they say."""
     args = made.parse_args()
     if args.one:

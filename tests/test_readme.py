@@ -21,7 +21,9 @@ def commands() -> list[list[str]]:
 
 def test_the_commands_and_their_options_exist() -> None:
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert [words[1] for words in commands()] == ["extract", "train", "eval", "name", "report"]
+    assert {words[1] for words in commands()} == {
+        "extract", "train", "eval", "name", "report", "sweep", "suite", "convert",
+    }  # fmt: skip
     for words in commands():
         options = {name for option in known[words[1]].params for name in option.opts}
         assert {word for word in words if word.startswith("--")} <= options

@@ -292,19 +292,3 @@ def test_a_saved_sae_is_the_same_bit_for_bit(case: Any, tmp_path: Path) -> None:
     assert torch.equal(again(case.rows().float()).x_hat, sae(case.rows().float()).x_hat)
     if sae.config.tied:
         assert again.W_dec is again.W_enc
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False])
-def test_a_compiled_sae_is_the_same(case: Any, training: bool) -> None:
-    """torch.compile changes neither the output nor the gradients."""
-    sae, twin = (case.sae().train(training) for _ in range(2))
-    compiled = torch.compile(sae)
-    outputs = []
-    for one, module in ((sae, compiled), (twin, twin)):
-        x = case.rows().requires_grad_()
-        x_hat = module(x).x_hat
-        outputs.append((x_hat, gradients(x_hat.square().sum(), one, x)))
-    torch.testing.assert_close(outputs[0][0], outputs[1][0])
-    for name, gradient in outputs[0][1].items():
-        torch.testing.assert_close(gradient, outputs[1][1][name], msg=name)

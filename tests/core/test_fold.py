@@ -69,9 +69,7 @@ def test_whitening_is_undone_on_the_output(case: Any) -> None:
 
 @pytest.mark.parametrize("case", ["mp", "mp-signed"], indirect=True)
 def test_matching_pursuit_refuses_what_parts_its_tied_weights(case: Any) -> None:
-    with pytest.raises(
-        ConfigError, match="has tied, unit atoms: its inputs cannot be whitened"
-    ):
+    with pytest.raises(ConfigError, match="has tied, unit atoms: its inputs cannot be whitened"):
         whitener(case).fold(case.sae())
 
 

@@ -34,7 +34,9 @@ def splice_sae(
 ) -> Spliced:
     """Zero-shot outcomes with the reconstruction spliced in, on the first images of a source.
 
-    Images that cannot be read or have no label are left out, logged and listed in `skipped`. The classes are all values of `label` (by default `name`, else `label`) among the store's
+    Images that cannot be read or have no label are left out, logged and listed in `skipped`.
+
+    The classes are all values of `label` (by default `name`, else `label`) among the store's
     images and these. Raises MismatchError, DataError, UnknownName for a label that is not there.
     """
     check_model(adapter, store)

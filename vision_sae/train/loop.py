@@ -88,6 +88,7 @@ def train_all(
                     saved = time.monotonic()
         except KeyboardInterrupt:
             _save_all(runs, trainers)
+            group.total(0)  # none leaves before all is written
             raise
     return [_end(run, trainer) for run, trainer in zip(runs, trainers, strict=True)]
 
