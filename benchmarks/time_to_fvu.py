@@ -54,6 +54,6 @@ def unexplained(x: torch.Tensor, x_hat: torch.Tensor) -> float:
 
 if __name__ == "__main__":
     made = parser(__doc__, d=256, latents=4096, k=16, batch=2048, steps=400, lr=1e-3)
-    made.add_argument("--fvu", type=float, default=0.3)
+    made.add_argument("--fvu", type=float, default=0.6)
     made.add_argument("--distinct", type=int, default=50, help="batches before they come again")
     main(made, measure)

@@ -190,11 +190,14 @@ def evaluate(
     batches: Iterable[
         Float[Tensor, "... d"] | tuple[Float[Tensor, "... d"], Float[Tensor, "... e"]]
     ],
+    *,
+    weights: bool = True,
 ) -> Metrics:
     """All metrics of an SAE over batches of rows (or of images by tokens).
 
-    A transcoder's batches are pairs (inputs, targets). Raises DataError without a row, and for a
-    transcoder without targets.
+    A transcoder's batches are pairs (inputs, targets). Without `weights`, what depends on them
+    alone (coherence and alignment, s^2 d products) is left out as NaN. Raises DataError without a
+    row, and for a transcoder without targets.
     """
     W = sae.W_dec
     running = Running(W.shape[1], len(W), device=W.device)
@@ -203,7 +206,7 @@ def evaluate(
             x, y = _pair(sae, batch)
             codes, y_hat = sae(x.to(W.device))
             running.add(y.reshape(-1, W.shape[1]), y_hat, codes)
-    return running.result(sae)
+    return running.result(sae if weights else None)
 
 
 def _pair(sae: SAE, batch: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

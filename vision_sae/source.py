@@ -29,3 +29,8 @@ class Source(Protocol):
     ) -> Iterator[Batch]: ...
 
     def sample(self, n: int, *, seed: int = 0) -> Batch: ...
+
+
+def pair(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Rows and targets; rows are their own targets where there are no others."""
+    return batch if isinstance(batch, tuple) else (batch, batch)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import MemoryStore
 from vision_sae.train import TrainConfig, Trainer
-from vision_sae.train.optimizer import RowAdam, optimizer_of, rows_of
-from vision_sae.train.trainer import clip_gradients
+from vision_sae.train.optimizer import RowAdam, clip_gradients, optimizer_of, rows_of
 
 LR, BETAS, EPS = 0.1, (0.9, 0.99), 1e-6
 

@@ -349,8 +349,8 @@ def test_the_best_weights_on_held_out_rows_are_the_result(
     measured: list[tuple[float, Tensor]] = []
     usual = metrics.evaluate
 
-    def spy(sae: SAE, batches: Any) -> Any:
-        result = usual(sae, batches)
+    def spy(sae: SAE, batches: Any, **how: Any) -> Any:
+        result = usual(sae, batches, **how)
         measured.append((result.fvu, sae.b_dec.detach().clone()))
         return result
 

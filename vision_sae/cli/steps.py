@@ -1,6 +1,5 @@
 """What each command does, between its options and its output."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from vision_sae.errors import DataError
 from vision_sae.extract import extract as run_extract
 from vision_sae.latents import Scan, scan
 from vision_sae.naming import read_vocabulary, top_images
-from vision_sae.parallel import ALONE
 from vision_sae.provenance import Tokens
 from vision_sae.report import write_report
 from vision_sae.report.gather import shown_images
@@ -78,7 +76,7 @@ class Training(NamedTuple):
 def train(job: Training, settings: dict[str, Any], share: parallel.Kind | None = None) -> SAE:
     store, steps = Store(job.acts), settings.get("steps", TrainConfig().steps)
     steps = TrainConfig.of(steps=steps).steps
-    with parallel.join(share) if share else nullcontext(ALONE) as group:
+    with parallel.join(share or "rows") as group:  # alone without torchrun
         with show.progress("train", steps, "steps", shown=group.rank == 0) as advance:
             bar = Follower(advance)
             sae = jobs.train_store(

@@ -60,7 +60,8 @@ def train_store(
         claim_training(out, overwrite)
     group.total(0)  # all wait until the folder is theirs
     origin = {} if start is None or isinstance(start, SAE) else {"from": str(start)}
-    sae = sae.to(device or group.device)
+    if group.size == 1:  # several processes place their parts themselves
+        sae = sae.to(device or group.device)
     with prepared(material, sae, plan, out, on_log, origin, rank=group.rank) as run:
         run.finetune = start is not None
         return train_all([run], group=group)[0]

@@ -1,12 +1,14 @@
 """Optimizers, by name."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vision_sae.parallel import ALONE, Group
+from vision_sae.sae import SAE
 from vision_sae.train.config import TrainConfig
 
 
@@ -62,3 +64,20 @@ def rows_of(grad: Tensor | None) -> tuple[Int[Tensor, " r"], Float[Tensor, "r *r
         return torch.arange(len(grad), device=grad.device), grad
     grad = grad.coalesce()
     return grad.indices()[0], grad.values()
+
+
+@torch.no_grad()
+def clip_gradients(sae: SAE, most: float, group: Group = ALONE, cut: Collection[str] = ()) -> None:
+    """Scale all gradients down so that their norm together is at most `most`.
+
+    Of the parameters that are `cut`, each process holds a part.
+    """
+    named = [(name, p.grad) for name, p in sae.named_parameters() if p.grad is not None]
+    squares = [(name, rows_of(grad)[1].norm().square()) for name, grad in named]
+    zero = sae.b_dec.new_zeros(())
+    mine = sum((square for name, square in squares if name in cut), zero)
+    norm = (group.latents.sum(mine) + sum(s for name, s in squares if name not in cut)).sqrt()
+    factor = (most / norm.clamp(min=1e-12)).clamp(max=1)
+    for parameter in sae.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)

@@ -5,28 +5,26 @@ Everything a step depends on is (weights, moments, counters, step number): a res
 """
 
 import copy
-from collections.abc import Collection
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vision_sae import losses, metrics, sharded
-from vision_sae.errors import ConfigError, DataError
+from vision_sae.errors import DataError
 from vision_sae.families import BatchTopK
 from vision_sae.losses import Pass
 from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE
-from vision_sae.source import Batch, Source
-from vision_sae.statistics import calibrate, centre
+from vision_sae.source import Batch, Source, pair
+from vision_sae.statistics import calibrate
 from vision_sae.train.best import Best
+from vision_sae.train.checks import check_batch, check_settings, check_widths
 from vision_sae.train.config import TrainConfig
-from vision_sae.train.dead import Treatment
-from vision_sae.train.inputs import Inputs, unit_scale, whitening
-from vision_sae.train.optimizer import optimizer_of, rows_of
-
-SAMPLE = 2**15  # rows from which centre and scale are learnt
+from vision_sae.train.dead import TREATMENTS, Treatment
+from vision_sae.train.inputs import Inputs
+from vision_sae.train.optimizer import clip_gradients, optimizer_of
+from vision_sae.train.start import begin_fresh, begin_trained
 
 
 class Trainer:
@@ -41,8 +39,8 @@ class Trainer:
         validation: Float[Tensor, "m d"] | None = None,
         group: Group = ALONE,
     ) -> None:
-        _check_widths(sae, source)
-        _check_settings(sae, config, group, source.rows)
+        check_widths(sae, source)
+        check_settings(sae, config, group, source.rows)
         self.source, self.config = source, config
         self.validation, self.group = validation, group
         self.whole, sae = sae, sharded.spread_out(sae, group).train()
@@ -52,7 +50,7 @@ class Trainer:
         self.since_fired = torch.zeros(sae.config.s, dtype=torch.int64, device=device)
         self.inputs = Inputs.untreated()
         self.penalty_state = sae.config.sparsity.training_state()
-        self.treatment: Treatment = config.dead or _usual_treatment(sae)
+        self.treatment: Treatment = config.dead or TREATMENTS[sae.config.sparsity.dead]()
         self.average = _copies(sae) if config.ema else {}
         self.best = Best()
         sae.row_gradients = config.optimizer == "rows"
@@ -66,51 +64,8 @@ class Trainer:
 
     def start(self, *, fresh: bool = True) -> None:
         """Learn scale and centre from a sample of the data; a trained SAE keeps its weights."""
-        x, target = _pair(self.source.sample(SAMPLE, seed=self.config.seed))
-        x = self.sae.treated(x.to(self.sae.b_dec)).rows
-        target = target.to(self.sae.b_dec) if self.sae.config.d_out is not None else x
-        for rows in (x, target):
-            _check_finite(rows, "a sample of the activations")
-        middle = centre(target, self.config.centre)
-        self.inputs = self._fit_inputs(x, target, middle)
-        if not fresh:
-            self._unfold()
-            return
-        with torch.no_grad():
-            self.sae.b_dec.copy_(self._centre_treated(middle))
-            if self.sae.config.dictionary:
-                self._place_archetypes(self.inputs.apply(x))
-
-    def _fit_inputs(self, x: Tensor, target: Tensor, middle: Tensor) -> Inputs:
-        if self.config.inputs == "none" or self.sae.config.rows != "none":
-            return Inputs.untreated()
-        if self.config.inputs == "whiten":
-            return whitening(x)
-        inputs = Inputs.untreated()
-        inputs.scale_out = unit_scale(target, middle)
-        separate = self.sae.config.d_out is not None
-        inputs.scale = unit_scale(x, x.mean(0)) if separate else inputs.scale_out.clone()
-        return inputs
-
-    def _centre_treated(self, middle: Tensor) -> Tensor:
-        if self.sae.config.d_out is not None:
-            return self.inputs.apply_out(middle)
-        return self.inputs.apply(middle)
-
-    def _unfold(self) -> None:
-        """Bring a trained SAE into the units of treated inputs."""
-        if self.inputs.matrix is not None:
-            raise ConfigError("a trained SAE goes on with inputs='scale' or 'none', not 'whiten'")
-        undone = Inputs(1 / self.inputs.scale, 1 / self.inputs.scale_out)
-        undone.fold(self.sae)
-
-    def _place_archetypes(self, rows: Tensor) -> None:
-        """Data points for an archetypal dictionary: rows far from each other, by k-means."""
-        from vision_sae.statistics import kmeans
-
-        shape: Any = self.sae.parametrizations.W_dec[0]  # type: ignore[union-attr,index]
-        shape.C.copy_(kmeans(rows - self.sae.b_dec, len(shape.C), seed=self.config.seed))
-        self.sae.W_enc.copy_(nn.functional.normalize(self.sae.W_dec, dim=1))
+        begin = begin_fresh if fresh else begin_trained
+        self.inputs = begin(self.sae, self.source, self.config)
 
     def train_step(self, batch: Batch, *, log: bool = False) -> dict[str, float]:
         """One step; with `log`, its numbers."""
@@ -136,7 +91,7 @@ class Trainer:
         return self._numbers(numbers, p) if log else {}
 
     def _treat(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        rows, goal = _pair(batch)
+        rows, goal = pair(batch)
         like = self.sae.b_dec
         x = self.inputs.apply(rows.to(like))
         if self.sae.config.d_out is not None:
@@ -169,22 +124,11 @@ class Trainer:
         return terms
 
     def _check_loss(self, loss: Tensor, batch: Batch) -> None:
-        finite = self.group.largest((~loss.detach().isfinite()).float())
-        if not bool(finite):
-            return
-        where = getattr(self.source, "locate", None)
-        for rows in _pair(batch):  # all processes say the same
-            finite = self.group.rows.in_order(rows.isfinite().all(1))
-            bad = (~finite).nonzero()[:, 0]
-            if len(bad):
-                at = (self.config.batch_size, self.config.seed, self.step)
-                place = where(*at, int(bad[0])) if where else f"row {int(bad[0])} of the batch"
-                raise DataError(
-                    f"NaN or infinity in {len(bad)} of {len(finite)} rows of step {self.step}; "
-                    f"the first is {place}"
-                )
-        value = float(self.group.sum(loss.detach().clone()))
-        raise DataError(f"the loss is {value} at step {self.step}; try a lower lr")
+        """Raises DataError on every process alike when the loss is not finite on any."""
+        if bool(self.group.largest((~loss.detach().isfinite()).float())):
+            check_batch(batch, self.source, self.config, self.step, self.group.rows)
+            value = float(self.group.sum(loss.detach().clone()))
+            raise DataError(f"the loss is {value} at step {self.step}; try a lower lr")
 
     def _update(self, dead: Bool[Tensor, " s"]) -> None:
         sharded.share_gradients(self.sae, self.group)
@@ -235,7 +179,9 @@ class Trainer:
             return
         rows = self.inputs.apply(self.validation.to(self.sae.b_dec))
         sae = self._averaged(copy.deepcopy(self.sae)) if self.average else self.sae
-        fvu = torch.tensor(metrics.evaluate(sae, rows.split(4096)).fvu, dtype=torch.float64)
+        fvu = torch.tensor(
+            metrics.evaluate(sae, rows.split(4096), weights=False).fvu, dtype=torch.float64
+        )
         self.sae.train()
         self.group.same([fvu])  # all must agree on when to stop
         self.best.note(float(fvu), sae)
@@ -272,7 +218,7 @@ class Trainer:
         sae.group, sae.b_in = self.group.latents, None
         self.inputs.fold(sae)
         if isinstance(sae.config.sparsity, BatchTopK):
-            sample = _pair(self.source.sample(2**14, seed=self.config.seed + 1))[0]
+            sample = pair(self.source.sample(2**14, seed=self.config.seed + 1))[0]
             sae.threshold.copy_(calibrate(sae, sample.to(sae.b_dec)))
         sae.group = ALONE
         return sae.eval()
@@ -286,59 +232,3 @@ def _usual_treatment(sae: SAE) -> Treatment:
     from vision_sae.train.dead import TREATMENTS
 
     return TREATMENTS[sae.config.sparsity.dead]()
-
-
-def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
-    return batch if isinstance(batch, tuple) else (batch, batch)
-
-
-def _check_widths(sae: SAE, source: Source) -> None:
-    if source.width != sae.config.d:
-        raise DataError(
-            f"the SAE reads width {sae.config.d}, the activations have width {source.width}"
-        )
-    wanted, given = sae.config.d_out, getattr(source, "width_out", None)
-    if wanted != given:
-        raise DataError(f"the SAE writes width {wanted}, the source's targets have width {given}")
-
-
-def _check_settings(sae: SAE, config: TrainConfig, group: Group, rows: int) -> None:
-    if config.inputs == "whiten" and (sae.config.rows != "none" or sae.config.d_out is not None):
-        raise ConfigError("inputs='whiten' goes with rows='none' and without d_out")
-    if config.inputs == "whiten" and sae.config.sparsity.kind == "mp":
-        raise ConfigError(
-            "inputs='whiten' does not go with matching pursuit: its atoms have norm 1"
-        )
-    if config.optimizer == "rows" and group.size > 1:
-        raise ConfigError("optimizer='rows' is for one process")
-    sharded.check(sae.config, group)
-    least = min(config.batch_size, rows) // group.rows.size
-    if least < config.pieces:
-        raise ConfigError(
-            f"a batch of {min(config.batch_size, rows)} rows cannot be dealt to {group.rows.size} "
-            f"processes in {config.pieces} pieces each: the least batch is "
-            f"{group.rows.size * config.pieces}"
-        )
-
-
-def _check_finite(rows: Tensor, what: str) -> None:
-    bad = int((~rows.isfinite().all(1)).sum())
-    if bad:
-        raise DataError(f"NaN or infinity in {bad} of {len(rows)} rows of {what}")
-
-
-@torch.no_grad()
-def clip_gradients(sae: SAE, most: float, group: Group = ALONE, cut: Collection[str] = ()) -> None:
-    """Scale all gradients down so that their norm together is at most `most`.
-
-    Of the parameters that are `cut`, each process holds a part.
-    """
-    named = [(name, p.grad) for name, p in sae.named_parameters() if p.grad is not None]
-    squares = [(name, rows_of(grad)[1].norm().square()) for name, grad in named]
-    zero = sae.b_dec.new_zeros(())
-    mine = sum((square for name, square in squares if name in cut), zero)
-    norm = (group.latents.sum(mine) + sum(s for name, s in squares if name not in cut)).sqrt()
-    factor = (most / norm.clamp(min=1e-12)).clamp(max=1)
-    for parameter in sae.parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor)
