@@ -80,13 +80,13 @@ class SAEConfig(Frozen):
     ) -> "SAEConfig":
         """A config from plain values; options not of the SAE are the family's.
 
-        `k` is 16 where the family needs one. Raises ConfigError that says what is allowed.
+        `k` is 16, or what fits, where the family needs one. Raises ConfigError that says what is allowed.
         """
         kind = families.family(family)
         mine = {name: value for name, value in options.items() if name in cls.model_fields}
         theirs = {name: value for name, value in options.items() if name not in mine}
         if "k" in kind.model_fields:
-            theirs["k"] = 16 if k is None else k
+            theirs["k"] = kind.usual_k(s) if k is None else k
         elif k is not None:
             raise ConfigError(f"the {family} family has no k; it has {_fields(kind)}")
         try:

@@ -85,6 +85,11 @@ class Family(Frozen):
     def fold_norms(self, sae: "SAE", norms: Float[Tensor, " s"]) -> None:
         """Adapt the family's own tensors to z times norm. Raises ConfigError when none can be."""
 
+    @classmethod
+    def usual_k(cls, s: int) -> int:
+        """The k for s latents when none is given, of families that have one."""
+        return min(16, s)
+
     def k_at(self, progress: float) -> int | None:
         """The number of active latents at this share of the training, where it varies."""
         return None

@@ -37,6 +37,9 @@ KERNELS: dict[str, tuple[float, Kernel]] = {
 }
 
 
+KernelName = Literal["rectangle", "triangle", "epanechnikov", "quartic", "cosine", "gaussian"]
+
+
 class JumpReLU(Family):
     """f = z where z exceeds the latent's threshold, else 0, with one of three sparsity losses.
 
@@ -47,15 +50,13 @@ class JumpReLU(Family):
     """
 
     kind: Literal["jumprelu"] = "jumprelu"
-    mode: Literal["step", "tanh", "target"] = "tanh"
-    coefficient: float = Field(5.0, ge=0)
+    mode: Literal["step", "tanh", "target"] = "tanh"  # which sparsity loss
+    coefficient: float = Field(5.0, ge=0)  # of the sparsity loss
     target: float = Field(20.0, gt=0)  # L0, of the target mode
     c: float = Field(4.0, gt=0)  # of the tanh mode
     start: float = Field(0.1, gt=0)  # first threshold
     bandwidth: float = Field(2.0, gt=0)  # eps
-    kernel: Literal["rectangle", "triangle", "epanechnikov", "quartic", "cosine", "gaussian"] = (
-        "rectangle"
-    )
+    kernel: KernelName = "rectangle"  # the shape of the jump's derivative
     to_input: bool = True
     spreads: ClassVar[bool] = True
     loss: ClassVar[str] = "mse"

@@ -24,7 +24,7 @@ class MatchingPursuit(Family):
     """
 
     kind: Literal["mp"] = "mp"
-    k: int = Field(ge=1)
+    k: int = Field(ge=1)  # steps
     rectified: bool = True
     residual: float = Field(0.0, ge=0)
     stop_on_repeat: bool = False

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Rectified(Family):
     """What families share in which every positive pre-activation may be a code."""
 
-    coefficient: float = Field(5.0, ge=0)
+    coefficient: float = Field(5.0, ge=0)  # of the penalty
     spreads: ClassVar[bool] = True
     loss: ClassVar[str] = "mse"
     dead: ClassVar[str] = "resample"

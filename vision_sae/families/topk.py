@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class _K(Family):
     competes: ClassVar[bool] = True
-    k: int = Field(ge=1)
+    k: int = Field(ge=1)  # active latents per row
     anneal_from: int | None = Field(None, ge=1)  # start with this many, go down linearly
     anneal_share: float = Field(0.5, gt=0, le=1)  # over this share of the training
 
@@ -85,7 +85,11 @@ class GroupMax(Family):
 
     kind: Literal["groupmax"] = "groupmax"
     competes: ClassVar[bool] = True
-    k: int = Field(ge=1)
+    k: int = Field(ge=1)  # groups, and so active latents per row
+
+    @classmethod
+    def usual_k(cls, s: int) -> int:
+        return max(k for k in range(1, 17) if s % k == 0)
 
     def check(self, s: int) -> str | None:
         return None if s % self.k == 0 else f"k must divide the {s} latents; got {self.k}"

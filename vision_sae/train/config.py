@@ -14,7 +14,7 @@ class TrainConfig(Frozen):
     """How to train. `None` means: chosen from the other settings, as the comment says."""
 
     steps: int = Field(2000, ge=1)
-    batch_size: int = Field(4096, ge=2)
+    batch_size: int = Field(4096, ge=2)  # rows per step
     pieces: int = Field(1, ge=1)  # gradient accumulation: a batch goes through in so many parts
 
     lr: float | None = Field(None, gt=0)  # 2e-4 / sqrt(s / 2**14)
@@ -23,7 +23,7 @@ class TrainConfig(Frozen):
     schedule: Literal["linear", "cosine"] = "linear"  # shape of the decay
     sparsity_warmup: float = Field(0.05, ge=0, le=1)  # share of the steps in which penalties rise
     optimizer: Literal["adam", "rows"] = "adam"  # "rows": lazy, one second moment per latent
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam's moments
     eps: float = Field(6.25e-10, gt=0)
     clip: float | None = Field(None, gt=0)  # largest norm of all gradients together
     ema: float | None = Field(None, gt=0, lt=1)  # average the weights; the average is the result
@@ -32,7 +32,7 @@ class TrainConfig(Frozen):
     dead_after: int | None = Field(None, ge=0)  # rows: a tenth of the run, 10 million at most
     centre: Literal["median", "mean", "zero"] = "median"  # start of b_dec
     inputs: Literal["scale", "whiten", "none"] = "scale"  # folded into the weights at the end
-    precision: Literal["float32", "bfloat16", "screened"] = "float32"
+    precision: Literal["float32", "bfloat16", "screened"] = "float32"  # screened is exact too
     seed: int = 0
 
     patience: int | None = Field(None, ge=1)  # stop after so many validations without a gain
