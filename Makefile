@@ -27,9 +27,12 @@ lint: .venv/installed
 	ln -s $(CURDIR)/vision_sae/* $(CURDIR)/adapters $(CURDIR)/recipes $(CURDIR)/assets build/types/vision_sae/
 	$(BIN)/mypy
 
-bench: .venv/installed
+bench: .venv/installed  ## other libraries join where they are installed: pip install '.[bench]'
 	$(PY) benchmarks/extract.py
 	$(PY) benchmarks/train_step.py
+	$(PY) benchmarks/train_step.py --family batchtopk
+	$(PY) benchmarks/time_to_fvu.py
+	$(PY) benchmarks/synthetic.py --quick
 
 clean:
 	rm -rf build .venv demo

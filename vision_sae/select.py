@@ -172,8 +172,8 @@ def batch_top(
 ) -> tuple[Support, Float[Tensor, " e"]]:
     """The k*n largest positive entries of the whole batch and dictionary (all processes'), exactly.
 
-    A bound below the cut is guessed from a sample of rows; everything above it is collected, and
-    if that is too little the bound is lowered.
+    Entries equal to the smallest of them stay too. A bound below the cut is guessed from a sample
+    of rows; everything above it is collected, and if that is too little the bound is lowered.
     """
     share = 1.25
     rows = group.rows.total(len(product.x))
