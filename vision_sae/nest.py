@@ -64,6 +64,7 @@ class RandomPrefixes(_Nest):
 class Ks(_Nest):
     """The k strongest latents of each row, for several k (MSAE, Zaigrajew et al. 2025).
 
+    Where rows have more latents than the largest k, all of them together are the last group.
     `uniform` counts each loss alike; `reversed` counts the smallest k most (G, G - 1, ..., 1).
     """
 
@@ -78,7 +79,9 @@ class Ks(_Nest):
         return raw / raw.sum() if self.reduction == "mean" else raw
 
     def groups(self, codes: AnyCodes, seed: int) -> list[int]:
-        return sorted(set(self.ks))
+        ks = sorted(set(self.ks))
+        more = not isinstance(codes, Codes) or bool((codes.offsets.diff() > ks[-1]).any())
+        return [*ks, codes.width] if more and ks[-1] < codes.width else ks
 
 
 Nest = Annotated[Prefixes | RandomPrefixes | Ks, Field(discriminator="kind")]

@@ -80,7 +80,8 @@ class SAEConfig(Frozen):
     ) -> "SAEConfig":
         """A config from plain values; options not of the SAE are the family's.
 
-        `k` is 16, or what fits, where the family needs one. Raises ConfigError that says what is allowed.
+        `k` is 16, or what fits, where the family needs one. Raises ConfigError for what is not
+        allowed, and says what is.
         """
         kind = families.family(family)
         mine = {name: value for name, value in options.items() if name in cls.model_fields}
@@ -148,7 +149,8 @@ class SAE(nn.Module):
         self.config = config
         s, d, o = config.s, config.d, config.width_out
         atoms = _unit_rows(s, d, seed)
-        self.W_enc = nn.Parameter(atoms.clone())  # [s d]
+        norm = 1.0 if config.tied else config.sparsity.start_norm
+        self.W_enc = nn.Parameter(atoms * norm)  # [s d]
         self.b_enc = nn.Parameter(torch.zeros(s))
         self.b_dec = nn.Parameter(torch.zeros(o))
         self._start_decoder(atoms, seed)
@@ -165,7 +167,7 @@ class SAE(nn.Module):
         elif c.tied:
             self.W_dec = self.W_enc
         elif c.d_out is None:
-            self.W_dec = nn.Parameter(atoms)  # [s d]
+            self.W_dec = nn.Parameter(atoms if c.atoms == "unit" else self.W_enc.clone())  # [s d]
         elif c.atoms == "free" and not c.rescale:  # a transcoder starts at zero (sparsify)
             self.W_dec = nn.Parameter(torch.zeros(c.s, c.d_out))
         else:

@@ -136,7 +136,9 @@ def slow_parts(sae: SAE, f: Tensor) -> tuple[list[Tensor], list[float]]:
     if n is None:
         return [f], [1.0]
     if isinstance(n, nest.Ks):
-        parts = [f * torch.stack([largest(row.abs(), k) for row in f.detach()]) for k in n.ks]
+        whole = [s] if getattr(sae.config.sparsity, "k", s) > max(n.ks) else []
+        ks = [*n.ks, *whole]  # what is past the largest k counts with all of them together
+        parts = [f * torch.stack([largest(row.abs(), k) for row in f.detach()]) for k in ks]
         raw = list(range(len(parts), 0, -1)) if n.weighting == "reversed" else [1] * len(parts)
         return parts, [w / sum(raw) for w in raw]
     if isinstance(n, nest.Prefixes):

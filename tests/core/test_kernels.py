@@ -186,6 +186,7 @@ def test_a_training_step_never_holds_a_number_per_row_and_latent(
     monkeypatch.setattr(select, "CPU_TILE", (64, 128))
     sae = SAE(SAEConfig.of(d, s, **FAMILIES[name]))
     with torch.no_grad():
+        sae.W_enc.div_(sae.W_enc.norm(dim=1, keepdim=True))
         sae.b_enc.sub_(2.0)  # few are active, so that codes are sparse
     x = drawn((n, d)).float()
     config = TrainConfig(

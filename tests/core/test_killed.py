@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 # argv: folder, checkpoint_seconds, milliseconds that each step takes longer
 PROGRAM = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 import torch
 from vision_sae import checkpoint
@@ -20,6 +20,7 @@ from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import MemoryStore
 from vision_sae.train import Run, TrainConfig, train_all
 
+os.fsync = lambda number: None  # a killed process loses nothing that the system has; disks are slow
 torch.set_num_threads(1)
 folder, wait = Path(sys.argv[1]), float(sys.argv[2])
 x = torch.randn(500, 16, generator=torch.Generator().manual_seed(1))

@@ -44,6 +44,7 @@ class Family(Frozen):
     spreads: ClassVar[bool] = False  # latents may be shared by several processes (sharded.py)
     loss: ClassVar[str] = "fvu"  # what it is trained with: "fvu", or "mse" in published units
     dead: ClassVar[str] = "auxk"  # the usual treatment of dead latents
+    start_norm: ClassVar[float] = 1.0  # of each latent's first encoder weights, and of free atoms
 
     def describe(self) -> str:
         """The family and what its settings differ in from the usual, in words."""
