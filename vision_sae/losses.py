@@ -208,10 +208,8 @@ def pre_activation(p: Pass, *, every: bool = False) -> Float[Tensor, ""]:
     ids = torch.arange(p.sae.config.s, device=p.x.device) if every else p.dead.nonzero()[:, 0]
     if not len(ids):
         return p.target.new_zeros(())
-    log_threshold = getattr(p.sae, "log_threshold", None)
-    theta = (
-        torch.zeros((), device=p.x.device) if log_threshold is None else log_threshold[ids].exp()
-    )
+    thresholds = getattr(p.sae, "thresholds", None)
+    theta = torch.zeros((), device=p.x.device) if thresholds is None else thresholds[ids]
     below: Tensor = (theta - dead_pre_activations(p, ids)).relu()
     weighted: Tensor = below * p.sae.W_dec[ids].norm(dim=1)
     return weighted.sum() / p.rows

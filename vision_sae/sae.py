@@ -106,7 +106,8 @@ def _usual(family: str, options: dict[str, Any]) -> dict[str, Any]:
         return {"centred": False, "atoms": "free"}
     if options.get("dictionary"):
         return {"atoms": "free"}
-    return {"tied": True} if family == "mp" else {}
+    usual: dict[str, dict[str, Any]] = {"mp": {"tied": True}, "jumprelu": {"atoms": "free"}}
+    return {} if options.get("tied") else usual.get(family, {})
 
 
 class Output(NamedTuple):
@@ -131,7 +132,7 @@ class SAE(nn.Module):
     W_skip: Tensor | None
     threshold: Tensor
     threshold_ema: Tensor
-    log_threshold: nn.Parameter
+    thresholds: nn.Parameter
     r_mag: nn.Parameter
     b_mag: nn.Parameter
     scale: Tensor

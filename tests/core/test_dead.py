@@ -72,7 +72,7 @@ def slow_ghost(sae: SAE, ids: list[int]) -> Tensor:
 
 
 def slow_preact(sae: SAE, ids: list[int]) -> Tensor:
-    theta = sae.log_threshold[ids].exp() if hasattr(sae, "log_threshold") else torch.zeros(1)
+    theta = sae.thresholds[ids] if hasattr(sae, "thresholds") else torch.zeros(1)
     return ((theta - dead_z(sae, ids)).relu() * sae.W_dec[ids].norm(dim=1)).sum(1).mean()
 
 

@@ -67,7 +67,7 @@ def chosen(sae: SAE, z: Tensor, k: int | None) -> Tensor:
 def kernel_of(sae: SAE, z: Tensor) -> Tensor:
     """(1 / eps) K((z - theta) / eps), without gradient."""
     family: Any = sae.config.sparsity
-    u = (z - sae.log_threshold.exp()).detach() / family.bandwidth
+    u = (z - sae.thresholds).detach() / family.bandwidth
     half, kernel = KERNELS[family.kernel]
     return torch.where(u.abs() < half, kernel(u), 0) / family.bandwidth
 
@@ -85,7 +85,7 @@ def slow_codes(sae: SAE, rows: Tensor, k: int | None = None) -> tuple[Tensor, Te
             magnitude = sae.r_mag.exp() * (z - sae.b_enc) + sae.b_mag
             return z, (z > 0) * magnitude.relu()
         case "jumprelu":
-            theta = sae.log_threshold.exp()
+            theta = sae.thresholds
             f = z * (z > theta)
             moved = (z if family.to_input else z.detach()) - theta
             return z, f + (theta * kernel_of(sae, z)).detach() * (moved - moved.detach())
@@ -167,7 +167,7 @@ def slow_penalty(sae: SAE, z: Tensor, f: Tensor, goal: Tensor) -> Tensor | float
         case "jumprelu" if family.mode == "tanh":
             return family.coefficient * torch.tanh(family.c * f * norms).sum() / n
         case "jumprelu":
-            theta = sae.log_threshold.exp()
+            theta = sae.thresholds
             step = (z > theta).to(z.dtype) - kernel_of(sae, z) * (theta - theta.detach())
             l0 = step.sum() / n
             l0 = l0 if family.mode == "step" else (l0 / family.target - 1) ** 2

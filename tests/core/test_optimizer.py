@@ -178,7 +178,7 @@ def test_atoms_that_moved_get_unit_norm_back(row_sparse: bool) -> None:
         {"k": 3, "tied": True},
         {"family": "relu", "coefficient": 0.3},
         {"family": "gated", "coefficient": 0.3},
-        {"family": "jumprelu", "mode": "step", "bandwidth": 0.1},
+        {"family": "jumprelu", "bandwidth": 0.1, "atoms": "unit"},
     ],
 )
 def test_row_sparse_training_learns(

@@ -60,8 +60,8 @@ def test_an_unknown_setting_of_a_family_is_refused_on_reading() -> None:
 
 
 def test_a_setting_says_what_differs_from_the_usual() -> None:
-    described = SAEConfig.of(8, 16, "jumprelu", mode="step").sparsity.describe()
-    assert described == "jumprelu, mode step"
+    described = SAEConfig.of(8, 16, "jumprelu", mode="tanh").sparsity.describe()
+    assert described == "jumprelu, mode tanh"
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ def _random_sae(config: SAEConfig) -> SAE:
         for name, value in sae.named_parameters():
             size = 0.5 if value.ndim > 1 else 0.3
             value.copy_(torch.randn(value.shape, generator=generator) * size)
-            if name == "log_threshold":
-                value.sub_(0.5)
+            if name == "thresholds":
+                value.abs_().add_(0.3)
         if config.atoms == "unit":
             sae.normalise_decoder()
         if config.sparsity.kind == "batchtopk":

@@ -146,7 +146,7 @@ def test_each_process_has_its_own_latents(monkeypatch: pytest.MonkeyPatch) -> No
     whole = sae(12, "jumprelu")
     parts = [sharded.spread_out(whole, Group(rank, 3, "latents")) for rank in range(3)]
     names = sharded.latent_names(whole, parts[0])
-    assert names == {"W_enc", "W_dec", "b_enc", "log_threshold"}
+    assert names == {"W_enc", "W_dec", "b_enc", "thresholds"}
     for name in names:
         together = torch.cat([part.state_dict()[name] for part in parts])
         assert torch.equal(together, whole.state_dict()[name])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -44,56 +45,62 @@ class JumpReLU(Family):
     """f = z where z exceeds the latent's threshold, else 0, with one of three sparsity losses.
 
     step: coefficient * L0 (arXiv 2407.14435, eq. 9). tanh: coefficient * sum tanh(c f n)
-    (Anthropic, January 2025), usually with the pre-activation loss (`dead="preact"`) and
-    `to_input`, which lets the kernel's gradient reach z too. target: coefficient *
-    (L0 / target - 1)^2. Widths and coefficients are in units of inputs of mean norm sqrt(d).
+    (Anthropic, January 2025: coefficient 5, start 0.1, bandwidth 2, and `to_input`, which lets the
+    kernel's gradient reach z too). target: coefficient * (L0 / target - 1)^2. Widths and
+    coefficients are in units of inputs of mean norm sqrt(d). Thresholds are learnt as they are and
+    atoms are free by default: with their logarithms or unit atoms far fewer features are found.
     """
 
     kind: Literal["jumprelu"] = "jumprelu"
-    mode: Literal["step", "tanh", "target"] = "tanh"  # which sparsity loss
-    coefficient: float = Field(5.0, ge=0)  # of the sparsity loss
+    mode: Literal["step", "tanh", "target"] = "step"  # which sparsity loss
+    coefficient: float = Field(1.5, ge=0)  # of the sparsity loss
     target: float = Field(20.0, gt=0)  # L0, of the target mode
     c: float = Field(4.0, gt=0)  # of the tanh mode
-    start: float = Field(0.1, gt=0)  # first threshold
-    bandwidth: float = Field(2.0, gt=0)  # eps
+    start: float = Field(0.03, gt=0)  # first threshold
+    bandwidth: float = Field(0.14, gt=0)  # eps
     kernel: KernelName = "rectangle"  # the shape of the jump's derivative
-    to_input: bool = True
+    to_input: bool = False
     spreads: ClassVar[bool] = True
     loss: ClassVar[str] = "mse"
     dead: ClassVar[str] = "preact"
+    start_norm: ClassVar[float] = 0.1
 
     def attach(self, sae: "SAE") -> None:
-        start = torch.full((sae.config.s,), math.log(self.start))
-        sae.log_threshold = nn.Parameter(start)
+        sae.thresholds = nn.Parameter(torch.full((sae.config.s,), self.start))
+
+    def theta(self, sae: "SAE") -> Float[Tensor, " s"]:
+        """Thresholds, at least 0; the gradient passes where they are held there."""
+        free = sae.thresholds
+        return free + (free.clamp(min=0) - free).detach()
 
     def rescale(self, sae: "SAE", factor: float) -> None:
-        sae.log_threshold.sub_(math.log(factor))
+        sae.thresholds.div_(factor)
 
     def fold_norms(self, sae: "SAE", norms: Tensor) -> None:
-        sae.log_threshold.add_(norms.log())
+        sae.thresholds.mul_(norms)
 
     def margin(self) -> float:
         """How far below the threshold the kernel reaches."""
         return KERNELS[self.kernel][0] * self.bandwidth
 
     def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
-        least = sae.log_threshold.exp()
+        least = self.theta(sae)
         if sae.training:
             least = least - self.margin()
         return select.above(product, least)
 
     def density(self, sae: "SAE", z: Tensor) -> float:
-        return float((z > sae.log_threshold.exp() - self.margin()).float().mean())
+        return float((z > self.theta(sae) - self.margin()).float().mean())
 
     def activate(self, sae: "SAE", z: Tensor, at: At) -> Tensor:
-        theta = at(sae.log_threshold.exp())
+        theta = at(self.theta(sae))
         out: Tensor = _Jump.apply(z, theta, self.bandwidth, self.kernel, self.to_input)
         return out
 
     def penalty(self, p: "Pass") -> Tensor | None:
         if self.mode == "tanh":
             return self.coefficient * torch.tanh(self.c * p.weighted_values()).sum() / p.rows
-        theta = p.codes.per_entry(p.sae.log_threshold.exp())
+        theta = p.codes.per_entry(self.theta(p.sae))
         on: Tensor = _Step.apply(p.z, theta, self.bandwidth, self.kernel)
         l0 = on.sum() / p.rows
         if self.mode == "step":

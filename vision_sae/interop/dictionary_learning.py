@@ -16,7 +16,6 @@ from vision_sae.interop.reading import (
     Loose,
     Weights,
     assemble,
-    log_threshold,
     parse,
     read_json,
     saved_by_torch,
@@ -136,7 +135,7 @@ def _own(weights: Weights, kind: str) -> SAE:
     W_enc, W_dec = weights.take("W_enc", d, s).T, weights.take("W_dec", s, d)
     b_enc, b_dec = weights.take("b_enc", s), weights.take("b_dec", d)
     if kind == "JumpReluAutoEncoder":  # takes nothing off its input
-        extra = {"log_threshold": log_threshold(weights.take("threshold", s))}
+        extra = {"thresholds": weights.take("threshold", s)}
         family = families.JumpReLU()
         return assemble(family, W_enc, b_enc, W_dec, b_dec, extra=extra, centred=False)
     sizes = weights.tensors.pop("group_sizes")

@@ -11,7 +11,7 @@ import torch
 
 from vision_sae import families
 from vision_sae.errors import CheckpointError
-from vision_sae.interop.reading import Weights, assemble, log_threshold, read_tensors
+from vision_sae.interop.reading import Weights, assemble, read_tensors
 from vision_sae.sae import SAE
 
 NAMES = ("params.npz", "params.safetensors")
@@ -29,7 +29,7 @@ def read(path: Path) -> SAE:
     _, o = weights.shape("w_dec")
     W_enc, W_dec = weights.take("w_enc", d, s).T, weights.take("w_dec", s, o)
     b_enc, b_dec = weights.take("b_enc", s), weights.take("b_dec", o)
-    extra = {"log_threshold": log_threshold(weights.take("threshold", s))}
+    extra = {"thresholds": weights.take("threshold", s)}
     skip = SKIP in weights.tensors
     if skip:
         extra["W_skip"] = weights.take(SKIP, d, o).T

@@ -80,7 +80,7 @@ def _family(
     if activation == "JumpReLU" and k is None:
         name = "activation.log_threshold"
         (s,) = weights.shape(name, axes=1)
-        return families.JumpReLU(), {"log_threshold": weights.take(name, s)}
+        return families.JumpReLU(), {"thresholds": weights.take(name, s).exp()}
     if activation not in RECTIFIED:
         raise CheckpointError(
             f"{path} has the activation {activation!r}; {', '.join(RECTIFIED)} or JumpReLU "

@@ -70,7 +70,7 @@ def _family(
     if kind == "SAE":
         return families.ReLU(), {}
     if kind == "JumpSAE":  # >= there and > here: the same but for a pre-activation at the threshold
-        return families.JumpReLU(), {"log_threshold": weights.take("thresholds", s)}
+        return families.JumpReLU(), {"thresholds": weights.take("thresholds", s).exp()}
     if k is None:
         raise CheckpointError(f"{path}: the k of a {kind} is not in the file: pass k")
     if kind == "TopKSAE":

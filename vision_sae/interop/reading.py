@@ -175,11 +175,6 @@ def threshold_of(value: Tensor, source: Path) -> Tensor:
     return value
 
 
-def log_threshold(theta: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
-    """For JumpReLU; thresholds of 0 or less only rectify, like a tiny positive one."""
-    return theta.clamp(min=1e-30).log()
-
-
 def assemble(
     family: Family,
     W_enc: Float[Tensor, "s d"],

@@ -19,7 +19,6 @@ from vision_sae.fold import fold_norms
 from vision_sae.interop.reading import (
     Weights,
     assemble,
-    log_threshold,
     parse,
     read_tensors,
     threshold_of,
@@ -120,7 +119,7 @@ class _Parts:
         if "jumprelu" in self.cfg.architecture:
             old = "log_threshold" in self.weights.tensors  # of training checkpoints before 6.5x
             found = self.weights.take("log_threshold" if old else "threshold", self.cfg.d_sae)
-            return {"log_threshold": found if old else log_threshold(found)}
+            return {"thresholds": found.exp() if old else found}
         if self.threshold is not None:
             return {"threshold": threshold_of(self.threshold, self.weights.source)}
         return {}

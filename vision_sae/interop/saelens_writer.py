@@ -123,7 +123,7 @@ def _threshold(sae: SAE) -> Float[Tensor, " s"]:
         except ConfigError as error:
             raise CheckpointError(f"SAELens needs a threshold: {error}") from None
     else:
-        theta = sae.log_threshold.exp()
+        theta = sae.thresholds.clamp(min=0)
     norms = sae.competing_norms()
     return theta.clone() if norms is None else theta / norms.clamp(min=1e-8)
 
