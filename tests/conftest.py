@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-
 # started in the background, a shell has children ignore Ctrl-C, and so would ours
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -185,8 +185,8 @@ def planted(n: int = 4000, d: int = 16, features: int = 24) -> tuple[Tensor, Ten
         ("topk", {}),
         ("batchtopk", {}),
         ("relu", {"coefficient": 0.5}),
-        ("jumprelu", {"coefficient": 1.5}),
-        ("gated", {"coefficient": 2.0}),
+        ("jumprelu", {"coefficient": 3.0}),
+        ("gated", {"coefficient": 4.0}),
     ],
 )
 def test_training_finds_the_planted_directions(family: str, options: dict[str, Any]) -> None:

@@ -51,8 +51,8 @@ def peer() -> Callable[[str], Any]:
 
 def _old_matplotlib() -> None:
     """overcomplete 0.3.0 asks matplotlib for a function that 3.9 took out."""
-    import matplotlib
-    import matplotlib.cm
+    matplotlib = pytest.importorskip("matplotlib")
 
+    pytest.importorskip("matplotlib.cm")
     if not hasattr(matplotlib.cm, "get_cmap"):
         matplotlib.cm.get_cmap = matplotlib.colormaps.get_cmap  # type: ignore[attr-defined]
