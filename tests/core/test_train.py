@@ -185,7 +185,6 @@ def planted(n: int = 4000, d: int = 16, features: int = 24) -> tuple[Tensor, Ten
         ("topk", {}),
         ("batchtopk", {}),
         ("relu", {"coefficient": 0.5}),
-        ("jumprelu", {"coefficient": 3.0}),
         ("gated", {"coefficient": 4.0}),
     ],
 )
