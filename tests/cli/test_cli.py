@@ -28,27 +28,12 @@ COMMANDS = ["extract", "sites", "train", "sweep", "suite", "families", "convert"
 COMMANDS += ["eval", "name", "report", "demo"]
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 SITE = "blocks.1"
+Fine = Callable[..., Result]
+Refused = Callable[..., str]
 
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def fine(*arguments: object) -> Result:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refused(*arguments: object) -> str:
-    """The one line that an error must be, without its `error: `."""
-    result = run(*arguments)
-    assert result.exit_code == 1, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and result.stderr.count("error: ") == 1
-    assert "Traceback" not in result.stderr and result.stdout == ""
-    return last.removeprefix("error: ")
 
 
 def paint(folder: Path, images: int = 24) -> Path:
@@ -73,7 +58,7 @@ def train(acts: Path, out: Path, *more: object) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(fine: Fine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """images/, acts/, sae/ and words.txt, made by the commands; tests must not write into them."""
     folder = tmp_path_factory.mktemp("made")
     fine(*extract(paint(folder / "images"), folder / "acts", "--tokens", "patches"))
@@ -85,13 +70,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- the job, command by command
 
 
-def test_extract_says_what_it_wrote(tmp_path: Path) -> None:
+def test_extract_says_what_it_wrote(fine: Fine, tmp_path: Path) -> None:
     result = fine(*extract(paint(tmp_path / "images", 4), tmp_path / "acts"))
     assert f"68 vectors of 24 from 4 images in {tmp_path / 'acts'}" in result.stderr
     assert result.stdout == ""
 
 
-def test_extract_names_skipped_images(tmp_path: Path) -> None:
+def test_extract_names_skipped_images(fine: Fine, tmp_path: Path) -> None:
     images = paint(tmp_path / "images", 8)
     (images / "red" / "00.png").write_text("not a picture [/red]")
     result = fine(*extract(images, tmp_path / "acts"))
@@ -99,13 +84,13 @@ def test_extract_names_skipped_images(tmp_path: Path) -> None:
     assert "red/00: " in result.stderr and "from 7 images" in result.stderr
 
 
-def test_sites_lists_what_can_be_read(made: Path) -> None:
+def test_sites_lists_what_can_be_read(fine: Fine, made: Path) -> None:
     lines = fine("sites", "--model", "toy", "--data", made / "images").stdout
     assert re.search(r"blocks\.1 +│ tokens 17 x 24, 4 x 4 patches", lines)
     assert re.search(r"head +│ vector 1 x 12", lines)
 
 
-def test_train_says_how_many_latents(made: Path, tmp_path: Path) -> None:
+def test_train_says_how_many_latents(fine: Fine, made: Path, tmp_path: Path) -> None:
     result = fine(*train(made / "acts", tmp_path / "sae", "--family", "batchtopk"))
     assert f"48 latents in {tmp_path / 'sae'}" in result.stderr
     sae = checkpoint.load(tmp_path / "sae")
@@ -113,13 +98,13 @@ def test_train_says_how_many_latents(made: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "sae").glob("training.*"))
 
 
-def test_eval_as_a_table(made: Path) -> None:
+def test_eval_as_a_table(fine: Fine, made: Path) -> None:
     result = fine("eval", made / "sae")
     for name in ("fvu", "cosine", "l0", "dead", "never"):
         assert re.search(rf"\b{name}\b", result.stdout, re.IGNORECASE), name
 
 
-def test_eval_as_json(made: Path) -> None:
+def test_eval_as_json(fine: Fine, made: Path) -> None:
     arguments = ["--model", "toy", "--label", "label", "--json"]
     numbers = json.loads(fine("eval", made / "sae", *arguments).stdout, parse_constant=no_constant)
     assert len(numbers.pop("frequencies")) == 48
@@ -131,7 +116,7 @@ def no_constant(name: str) -> None:
     raise AssertionError(f"{name} is no JSON")
 
 
-def test_name_as_json_and_for_the_report(made: Path, tmp_path: Path) -> None:
+def test_name_as_json_and_for_the_report(fine: Fine, made: Path, tmp_path: Path) -> None:
     folder = copy_of(made / "sae", tmp_path / "sae")
     words = ["--vocabulary", made / "words.txt"]
     found = json.loads(fine("name", folder, *words, "--json").stdout, parse_constant=no_constant)
@@ -141,12 +126,14 @@ def test_name_as_json_and_for_the_report(made: Path, tmp_path: Path) -> None:
     assert json.loads((folder / "names.json").read_text()) == found["names"]
 
 
-def test_name_as_a_table_with_the_images_names(made: Path, tmp_path: Path) -> None:
+def test_name_as_a_table_with_the_images_names(fine: Fine, made: Path, tmp_path: Path) -> None:
     folder = copy_of(made / "sae", tmp_path / "sae")
     assert "live latents" in fine("name", folder).stdout
 
 
-def test_words_that_look_like_markup_are_printed_as_they_are(made: Path, tmp_path: Path) -> None:
+def test_words_that_look_like_markup_are_printed_as_they_are(
+    fine: Fine, made: Path, tmp_path: Path
+) -> None:
     folder = copy_of(made / "sae", tmp_path / "[red]sae[b]")
     (tmp_path / "words.txt").write_text("[/bold]\n:smile:\n")
     result = fine("name", folder, "--vocabulary", tmp_path / "words.txt")
@@ -154,7 +141,7 @@ def test_words_that_look_like_markup_are_printed_as_they_are(made: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_report_writes_a_page(made: Path, tmp_path: Path) -> None:
+def test_report_writes_a_page(fine: Fine, made: Path, tmp_path: Path) -> None:
     folder = copy_of(made / "sae", tmp_path / "sae")
     fine("name", folder, "--vocabulary", made / "words.txt")
     result = fine("report", folder, "--out", tmp_path / "report")
@@ -171,7 +158,7 @@ def copy_of(folder: Path, to: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(command: str) -> None:
+def test_help_has_an_example(fine: Fine, command: str) -> None:
     assert "Example" in fine(command, "--help").stdout
 
 
@@ -179,7 +166,7 @@ def test_without_a_command_there_is_help() -> None:
     assert all(name in run().output for name in COMMANDS)
 
 
-def test_running_again_does_nothing_twice(made: Path) -> None:
+def test_running_again_does_nothing_twice(fine: Fine, made: Path) -> None:
     before = {p.name: p.read_bytes() for p in (made / "acts").iterdir()}
     fine(*extract(made / "images", made / "acts", "--tokens", "patches"))
     assert {p.name: p.read_bytes() for p in (made / "acts").iterdir()} == before
@@ -188,7 +175,7 @@ def test_running_again_does_nothing_twice(made: Path) -> None:
 # ---- errors: one line each
 
 
-def test_unknown_names(made: Path, tmp_path: Path) -> None:
+def test_unknown_names(refused: Refused, made: Path, tmp_path: Path) -> None:
     out, images = tmp_path / "out", made / "images"
     assert "no adapter 'toi'; did you mean toy" in refused(*extract(images, out, model="toi"))
     assert "did you mean blocks.1" in refused(*extract(images, out, site="block.1"))
@@ -199,7 +186,7 @@ def test_unknown_names(made: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_images_that_cannot_be_used(tmp_path: Path) -> None:
+def test_images_that_cannot_be_used(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     message = refused(*extract(tmp_path / "empty", tmp_path / "acts"))
     assert f"no images in {tmp_path / 'empty'}" in message
@@ -209,7 +196,7 @@ def test_images_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_activations_that_are_no_numbers(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Refused, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acts = copy_of(made / "acts", tmp_path / "acts")
     spoil(acts)
@@ -230,7 +217,7 @@ def spoil(acts: Path) -> None:
     (acts / "index.json").write_text(json.dumps(index))
 
 
-def test_stores_that_cannot_be_used(made: Path, tmp_path: Path) -> None:
+def test_stores_that_cannot_be_used(refused: Refused, made: Path, tmp_path: Path) -> None:
     acts = copy_of(made / "acts", tmp_path / "acts")
     data = bytearray((acts / "00000.safetensors").read_bytes())
     data[-1] ^= 1
@@ -240,7 +227,7 @@ def test_stores_that_cannot_be_used(made: Path, tmp_path: Path) -> None:
     assert "is no activation store" in refused(*train(tmp_path, tmp_path / "sae"))
 
 
-def test_a_store_of_another_model(made: Path, tmp_path: Path) -> None:
+def test_a_store_of_another_model(fine: Fine, refused: Refused, made: Path, tmp_path: Path) -> None:
     fine(*extract(made / "images", tmp_path / "acts", "--tokens", "patches", model="toy:1"))
     message = refused("eval", made / "sae", "--acts", tmp_path / "acts")
     assert "do not belong together: model 'toy:0' against 'toy:1'" in message
@@ -260,18 +247,20 @@ def test_a_store_of_another_model(made: Path, tmp_path: Path) -> None:
     ],
 )
 def test_settings_out_of_range(
-    made: Path, tmp_path: Path, options: list[Any], message: str
+    refused: Refused, made: Path, tmp_path: Path, options: list[Any], message: str
 ) -> None:
     assert message in refused(*train(made / "acts", tmp_path / "sae", *options))
     assert not (tmp_path / "sae").exists()
 
 
-def test_a_batch_of_no_images(made: Path, tmp_path: Path) -> None:
+def test_a_batch_of_no_images(refused: Refused, made: Path, tmp_path: Path) -> None:
     message = refused(*extract(made / "images", tmp_path / "acts", "--batch-size", 0))
     assert "batch_size must be at least 1; got 0" in message
 
 
-def test_output_folders_are_not_overwritten_unasked(made: Path, tmp_path: Path) -> None:
+def test_output_folders_are_not_overwritten_unasked(
+    refused: Refused, made: Path, tmp_path: Path
+) -> None:
     (tmp_path / "thesis.tex").touch()
     for command in (
         extract(made / "images", tmp_path),
@@ -285,14 +274,16 @@ def test_output_folders_are_not_overwritten_unasked(made: Path, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_overwrite_trains_anew(made: Path, tmp_path: Path) -> None:
+def test_overwrite_trains_anew(fine: Fine, made: Path, tmp_path: Path) -> None:
     sae = copy_of(made / "sae", tmp_path / "sae")
     fine(*train(made / "acts", sae, "--seed", 1, "--overwrite"))
     weights = "sae.safetensors"
     assert (sae / weights).read_bytes() != (made / "sae" / weights).read_bytes()
 
 
-def test_a_vocabulary_that_is_missing_or_too_small(made: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_that_is_missing_or_too_small(
+    refused: Refused, made: Path, tmp_path: Path
+) -> None:
     words = tmp_path / "words.txt"
     message = refused("name", made / "sae", "--vocabulary", words)
     assert f"no vocabulary file {words}" in message
@@ -300,12 +291,14 @@ def test_a_vocabulary_that_is_missing_or_too_small(made: Path, tmp_path: Path) -
     assert "naming needs at least 2" in refused("name", made / "sae", "--vocabulary", words)
 
 
-def test_a_folder_without_an_sae(tmp_path: Path) -> None:
+def test_a_folder_without_an_sae(refused: Refused, tmp_path: Path) -> None:
     for command in ("eval", "name"):
         assert f"{tmp_path} holds no SAE" in refused(command, tmp_path)
 
 
-def test_activations_that_are_gone(made: Path, tmp_path: Path) -> None:
+def test_activations_that_are_gone(
+    fine: Fine, refused: Refused, made: Path, tmp_path: Path
+) -> None:
     acts = copy_of(made / "acts", tmp_path / "acts")
     fine(*train(acts, tmp_path / "sae"))
     for path in acts.iterdir():
@@ -314,7 +307,9 @@ def test_activations_that_are_gone(made: Path, tmp_path: Path) -> None:
     assert "are gone; pass --acts" in refused("eval", tmp_path / "sae")
 
 
-def test_images_that_changed_since(made: Path, tmp_path: Path) -> None:
+def test_images_that_changed_since(
+    fine: Fine, refused: Refused, made: Path, tmp_path: Path
+) -> None:
     images = paint(tmp_path / "images")
     fine(*extract(images, tmp_path / "acts"))
     fine(*train(tmp_path / "acts", tmp_path / "sae"))
