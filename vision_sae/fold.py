@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vision_sae.errors import ConfigError
-from vision_sae.families import BatchTopK
 from vision_sae.sae import SAE
 
 
@@ -19,11 +18,9 @@ def fold_scale(sae: SAE, scale: float, scale_out: float | None = None) -> None:
     fold_scale(1 / scale).
     """
     out = scale if scale_out is None else scale_out
-    family = sae.config.sparsity
     sae.b_enc.div_(scale)
     sae.b_dec.div_(out)
-    by_norm = isinstance(family, BatchTopK) and sae.config.rescale  # a threshold on z times norm
-    family.rescale(sae, out if by_norm else scale)
+    sae.config.sparsity.rescale(sae, scale, out)
     if out != scale:
         sae.W_dec.mul_(scale / out)
     if sae.W_skip is not None:

@@ -43,11 +43,11 @@ class Pass:
     def residual(self) -> Float[Tensor, "n o"]:
         return self.target - self.x_hat
 
-    def weighted_values(self) -> Tensor:
-        """Codes times the norms of their atoms, where those are free."""
+    def weighted(self, codes: AnyCodes) -> Tensor:
+        """Values times the norms of their atoms, where those are free."""
         if self.sae.config.atoms == "unit":
-            return self.codes.values
-        return self.codes.values * self.codes.per_entry(self.sae.W_dec.norm(dim=1))
+            return codes.values
+        return codes.values * codes.per_entry(self.sae.W_dec.norm(dim=1))
 
     def whole_batch(self, part: Tensor) -> Tensor:
         """A sum over this process's rows and latents as the sum over all, with its own gradient."""

@@ -80,6 +80,10 @@ class Product:
         z += self.bias[latents]
         return z if self.norms is None else z.mul_(self.norms[latents])
 
+    def scores(self, z: Tensor, latents: Int[Tensor, "*e"]) -> Tensor:
+        """What pre-activations compete with."""
+        return z if self.norms is None else z * self.norms[latents]
+
     def pre_activations(self, scores: Tensor, latents: Int[Tensor, "*e"]) -> Tensor:
         """What competed, as pre-activations."""
         scores = scores if self.norms is None else scores / self.norms[latents]
@@ -205,7 +209,7 @@ def _cut(
     product: Product, support: Support, z: Tensor, count: int, group: Group
 ) -> tuple[Support, Tensor]:
     """The `count` largest of all that was collected."""
-    scores = z if product.norms is None else z * product.norms[support.indices]
+    scores = product.scores(z, support.indices)
     everyone = group.gather(scores)
     if len(everyone) <= count:
         return support, z

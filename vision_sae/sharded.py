@@ -104,7 +104,7 @@ def kept(
     n, width = product.shape
     if group.size == 1:
         return Support.even(latents, width), z.flatten()
-    scores = z if product.norms is None else z * product.norms[latents]
+    scores = product.scores(z, latents)
     rows, place = group.best(scores.abs() if magnitude else scores, k).nonzero().unbind(1)
     return Support.of_rows(rows, latents[rows, place], n, width), z[rows, place]
 

@@ -185,6 +185,10 @@ def planted(n: int = 4000, d: int = 16, features: int = 24) -> tuple[Tensor, Ten
         ("topk", {}),
         ("batchtopk", {}),
         ("relu", {"coefficient": 0.5}),
+        (
+            "jumprelu",
+            {"mode": "tanh", "coefficient": 2.0, "start": 0.1, "bandwidth": 2.0, "to_input": True},
+        ),
         ("gated", {"coefficient": 4.0}),
     ],
 )

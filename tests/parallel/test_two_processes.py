@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 pair.begin(case, ALONE, out / name)
         done = torchrun(kind, out)
         assert done.returncode == 0, done.stderr[-3000:]
-        ranks = [torch.load(out / f"{rank}.pt") for rank in range(2)]
+        ranks = [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(2)]
         for name, case in pair.CASES.items():
             if case.then == "alone":
                 assert (out / name / "training.safetensors").exists()

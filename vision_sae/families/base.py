@@ -39,7 +39,6 @@ class Family(Frozen):
     """Base of all families; `kind` is the name in configs and on the command line."""
 
     kind: str
-    signed: ClassVar[bool] = False  # codes may be negative
     competes: ClassVar[bool] = False  # latents are chosen against each other
     spreads: ClassVar[bool] = False  # latents may be shared by several processes (sharded.py)
     loss: ClassVar[str] = "fvu"  # what it is trained with: "fvu", or "mse" in published units
@@ -80,8 +79,11 @@ class Family(Frozen):
         """The share of entries that may differ from zero; 0 when few by construction."""
         return 0.0
 
-    def rescale(self, sae: "SAE", factor: float) -> None:
-        """Divide the family's own tensors that are in units of the input."""
+    def rescale(self, sae: "SAE", scale: float, out: float) -> None:
+        """Divide the family's own tensors by the scale of what they are compared with.
+
+        z is in units of the input, of which `scale` is the factor; `out` is the targets'.
+        """
 
     def fold_norms(self, sae: "SAE", norms: Float[Tensor, " s"]) -> None:
         """Adapt the family's own tensors to z times norm. Raises ConfigError when none can be."""
@@ -127,6 +129,11 @@ class Family(Frozen):
         if type(self).density is Family.density:
             return False
         return self.density(sae, F.linear(few, sae.W_enc, sae.b_enc)) > DENSE_FROM
+
+
+def k_fits(k: int, s: int) -> str | None:
+    """What is wrong with k active ones of s latents, in words."""
+    return None if k <= s else f"k must lie in 1..{s} (the number of latents); got {k}"
 
 
 def following(x: Float[Tensor, "n d"], centre: Tensor | None) -> Float[Tensor, "n d"]:

@@ -32,7 +32,8 @@ class BatchTopK(_K):
         sae.register_buffer("threshold", torch.tensor(torch.nan))
         sae.register_buffer("threshold_ema", torch.tensor(torch.nan))
 
-    def rescale(self, sae: "SAE", factor: float) -> None:
+    def rescale(self, sae: "SAE", scale: float, out: float) -> None:
+        factor = out if sae.config.rescale else scale  # z times norm is in units of the target
         sae.threshold.div_(factor)
         sae.threshold_ema.div_(factor)
 

@@ -28,8 +28,8 @@ class Gated(Rectified):
         sae.r_mag = nn.Parameter(torch.zeros(sae.config.s))
         sae.b_mag = nn.Parameter(torch.zeros(sae.config.s))
 
-    def rescale(self, sae: "SAE", factor: float) -> None:
-        sae.b_mag.div_(factor)
+    def rescale(self, sae: "SAE", scale: float, out: float) -> None:
+        sae.b_mag.div_(scale)
 
     def fold_norms(self, sae: "SAE", norms: Tensor) -> None:
         sae.b_mag.mul_(norms)
@@ -40,10 +40,8 @@ class Gated(Rectified):
 
     def penalty(self, p: "Pass") -> Tensor | None:
         gate = p.codes.map(lambda _: p.z.relu())
-        norms = p.sae.W_dec.norm(dim=1) if p.sae.config.atoms == "free" else None
-        weighted = gate.values if norms is None else gate.values * gate.per_entry(norms)
         latents = p.group.latents
         guess = latents.joined(kernels.decode(gate, p.sae.W_dec.detach())) + p.sae.b_dec.detach()
         error = latents.part_of((p.target - guess).square().sum())
-        total: Tensor = self.coefficient * weighted.sum() + error
+        total: Tensor = self.coefficient * p.weighted(gate).sum() + error
         return total / p.rows

@@ -73,8 +73,8 @@ class JumpReLU(Family):
         free = sae.thresholds
         return free + (free.clamp(min=0) - free).detach()
 
-    def rescale(self, sae: "SAE", factor: float) -> None:
-        sae.thresholds.div_(factor)
+    def rescale(self, sae: "SAE", scale: float, out: float) -> None:
+        sae.thresholds.div_(scale)
 
     def fold_norms(self, sae: "SAE", norms: Tensor) -> None:
         sae.thresholds.mul_(norms)
@@ -99,7 +99,7 @@ class JumpReLU(Family):
 
     def penalty(self, p: "Pass") -> Tensor | None:
         if self.mode == "tanh":
-            return self.coefficient * torch.tanh(self.c * p.weighted_values()).sum() / p.rows
+            return self.coefficient * torch.tanh(self.c * p.weighted(p.codes)).sum() / p.rows
         theta = p.codes.per_entry(self.theta(p.sae))
         on: Tensor = _Step.apply(p.z, theta, self.bandwidth, self.kernel)
         l0 = on.sum() / p.rows

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vision_sae.codes import Codes
-from vision_sae.families.base import Encoded, Family, following
+from vision_sae.families.base import Encoded, Family, following, k_fits
 
 if TYPE_CHECKING:
     from vision_sae.sae import SAE
@@ -31,12 +31,10 @@ class MatchingPursuit(Family):
     dead: ClassVar[str] = "none"
 
     def check(self, s: int) -> str | None:
-        return (
-            None if self.k <= s else f"k must lie in 1..{s} (the number of latents); got {self.k}"
-        )
+        return k_fits(self.k, s)
 
-    def rescale(self, sae: "SAE", factor: float) -> None:
-        family = self.model_copy(update={"residual": self.residual / factor})
+    def rescale(self, sae: "SAE", scale: float, out: float) -> None:
+        family = self.model_copy(update={"residual": self.residual / scale})
         sae.config = sae.config.model_copy(update={"sparsity": family})
 
     def encode(

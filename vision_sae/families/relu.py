@@ -49,7 +49,7 @@ class ReLU(Rectified):
 
 def power(p: "Pass", exponent: float, eps: float = 1e-3) -> Tensor:
     """The mean over rows of sum (f_i n_i)^p; `eps` keeps the gradient at 0 finite."""
-    values = p.weighted_values()
+    values = p.weighted(p.codes)
     if exponent != 1:
         values = ((values + eps) ** exponent - eps**exponent) * (values > 0)
     return values.sum() / p.rows

@@ -8,7 +8,7 @@ from torch import Tensor
 from vision_sae import screen, select, sharded
 from vision_sae.codes import Support
 from vision_sae.errors import ConfigError
-from vision_sae.families.base import At, Family
+from vision_sae.families.base import At, Family, k_fits
 from vision_sae.select import Product
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ class _K(Family):
     anneal_share: float = Field(0.5, gt=0, le=1)  # over this share of the training
 
     def check(self, s: int) -> str | None:
-        most = max(self.k, self.anneal_from or 0)
-        return None if most <= s else f"k must lie in 1..{s} (the number of latents); got {most}"
+        return k_fits(max(self.k, self.anneal_from or 0), s)
 
     def fold_norms(self, sae: "SAE", norms: Tensor) -> None:
         needs_competing_norms(self, sae, norms)
@@ -68,7 +67,6 @@ class AbsTopK(_K):
     """The k of each row that are largest by absolute value, with their sign, not rectified."""
 
     kind: Literal["abstopk"] = "abstopk"
-    signed: ClassVar[bool] = True
     spreads: ClassVar[bool] = True
 
     def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.errors import CheckpointError, ConfigError, DataError, claim_folder
-from vision_sae.families import MatchingPursuit
+from vision_sae.families import JumpReLU, MatchingPursuit
 from vision_sae.files import write_json, write_tensors
 from vision_sae.fold import fold_norms
 from vision_sae.sae import SAE
@@ -117,13 +117,14 @@ def _tensors(sae: SAE, architecture: str) -> tuple[dict[str, Tensor], dict[str, 
 
 def _threshold(sae: SAE) -> Float[Tensor, " s"]:
     """On z, also where the threshold is compared with z times the atom's norm."""
-    if sae.config.sparsity.kind == "batchtopk":
+    family = sae.config.sparsity
+    if isinstance(family, JumpReLU):
+        theta = family.theta(sae)
+    else:
         try:
             theta = sae.inference_threshold().clamp(min=0).expand(sae.config.s)
         except ConfigError as error:
             raise CheckpointError(f"SAELens needs a threshold: {error}") from None
-    else:
-        theta = sae.thresholds.clamp(min=0)
     norms = sae.competing_norms()
     return theta.clone() if norms is None else theta / norms.clamp(min=1e-8)
 

@@ -7,7 +7,7 @@ Everything a step depends on is (weights, moments, counters, step number): a res
 import copy
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae import losses, metrics, sharded
@@ -85,7 +85,7 @@ class Trainer:
             self._count(p)
             for name, value in terms.items():
                 numbers[name] = numbers.get(name, 0) + value.detach()
-        self._update(dead)
+        self._update()
         self.since_fired += rows
         self.treatment.after(self, p)
         return self._numbers(numbers, p) if log else {}
@@ -130,7 +130,7 @@ class Trainer:
             value = float(self.group.sum(loss.detach().clone()))
             raise DataError(f"the loss is {value} at step {self.step}; try a lower lr")
 
-    def _update(self, dead: Bool[Tensor, " s"]) -> None:
+    def _update(self) -> None:
         sharded.share_gradients(self.sae, self.group)
         unit = self.sae.config.atoms == "unit"
         if unit:
@@ -226,9 +226,3 @@ class Trainer:
 
 def _copies(sae: SAE) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) for name, p in sae.named_parameters()}
-
-
-def _usual_treatment(sae: SAE) -> Treatment:
-    from vision_sae.train.dead import TREATMENTS
-
-    return TREATMENTS[sae.config.sparsity.dead]()
