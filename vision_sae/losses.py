@@ -203,13 +203,12 @@ def ghost(p: Pass) -> Float[Tensor, ""]:
 def pre_activation(p: Pass, *, every: bool = False) -> Float[Tensor, ""]:
     """sum relu(theta - z) n over dead latents, or over `every` latent (Anthropic, January 2025).
 
-    Thresholds are 0 where the family has none.
+    theta is the family's floor: 0 where it has no thresholds.
     """
     ids = torch.arange(p.sae.config.s, device=p.x.device) if every else p.dead.nonzero()[:, 0]
     if not len(ids):
         return p.target.new_zeros(())
-    thresholds = getattr(p.sae, "thresholds", None)
-    theta = torch.zeros((), device=p.x.device) if thresholds is None else thresholds[ids]
+    theta = p.sae.config.sparsity.floor(p.sae)[ids]
     below: Tensor = (theta - dead_pre_activations(p, ids)).relu()
     weighted: Tensor = below * p.sae.W_dec[ids].norm(dim=1)
     return weighted.sum() / p.rows

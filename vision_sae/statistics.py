@@ -4,10 +4,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae.errors import ConfigError, DataError
-from vision_sae.families import BatchTopK
-from vision_sae.sae import SAE
-
 
 def geometric_median(x: Float[Tensor, "n d"], steps: int = 100) -> Float[Tensor, " d"]:
     """The point of least summed distance, by Weiszfeld's iteration, to a relative move of 1e-6."""
@@ -27,22 +23,6 @@ def centre(x: Float[Tensor, "n d"], how: str) -> Float[Tensor, " d"]:
     if how == "median":
         return geometric_median(x)
     return x.mean(0) if how == "mean" else torch.zeros_like(x[0])
-
-
-@torch.no_grad()
-def calibrate(sae: SAE, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """The exact threshold at which a BatchTopK SAE has a mean L0 of k over these rows."""
-    family = sae.config.sparsity
-    if not isinstance(family, BatchTopK):
-        raise ConfigError(
-            f"only a BatchTopK SAE has a threshold to calibrate; this is {family.kind}"
-        )
-    scores = family.scores(sae, sae.encode(x, k=family.k))
-    positive = scores[scores > 0]
-    least = sae.group.latents.least(positive.min() if len(positive) else None)
-    if least is None:
-        raise DataError(f"no latent is active on any of {len(x)} rows: nothing to calibrate on")
-    return least * (1 - 1e-6)  # above this, strictly
 
 
 @torch.no_grad()

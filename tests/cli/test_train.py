@@ -121,6 +121,18 @@ def test_a_transcoder_from_training_to_report(
     assert "hold other images" in refused("eval", sae, "--targets", toy / "other_site")
 
 
+def test_a_transcoder_is_validated_on_pairs(fine: Fine, toy: Path, tmp_path: Path) -> None:
+    held_out = ["--validate-on", toy / "held_out", "--validate-targets", toy / "other_site"]
+    settings = ["--k", 4, "--set", "validate_every=2", "--set", "patience=1", "--lr", 10]
+    arguments = train(toy, tmp_path / "sae", "--targets", toy / "later", *held_out)
+    fine(*arguments, *settings, "--steps", 400)
+    log = (tmp_path / "sae" / "metrics.jsonl").read_text().splitlines()
+    assert len(log) < 30
+    assert checkpoint.read_config(tmp_path / "sae").training["validation_targets"] == str(
+        toy / "other_site"
+    )
+
+
 def test_targets_that_do_not_belong(refused: Refused, toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "sae"
     message = refused(*train(toy, out, "--targets", toy / "cls"))
@@ -128,7 +140,9 @@ def test_targets_that_do_not_belong(refused: Refused, toy: Path, tmp_path: Path)
     assert "hold other images" in refused(*train(toy, out, "--targets", toy / "held_out"))
     assert "skip is for transcoders" in refused(*train(toy, out, "--skip"))
     more = ["--targets", toy / "later", "--validate-on", toy / "held_out"]
-    assert "a transcoder cannot be validated" in refused(*train(toy, out, *more))
+    assert "validation targets are for" in refused(*train(toy, out, *more))
+    more += ["--validate-targets", toy / "held_out"]
+    assert "cannot validate a training on" in refused(*train(toy, out, *more))
     assert not out.exists()
 
 

@@ -72,7 +72,10 @@ def slow_ghost(sae: SAE, ids: list[int]) -> Tensor:
 
 
 def slow_preact(sae: SAE, ids: list[int]) -> Tensor:
-    theta = sae.thresholds[ids] if hasattr(sae, "thresholds") else torch.zeros(1)
+    """Thresholds below 0 are held there, as in the forward pass; their gradient is not."""
+    theta = sae.thresholds[ids] if hasattr(sae, "thresholds") else torch.zeros(len(ids))
+    assert not hasattr(sae, "thresholds") or bool((theta < 0).any())
+    theta = theta + (theta.clamp(min=0) - theta).detach()
     return ((theta - dead_z(sae, ids)).relu() * sae.W_dec[ids].norm(dim=1)).sum(1).mean()
 
 

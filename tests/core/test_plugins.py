@@ -92,6 +92,14 @@ class SoftTopK(Family):
 
     def attach(self, sae):
         sae.gain = torch.nn.Parameter(torch.ones(sae.config.s))
+        sae.register_buffer("batches", torch.zeros(()))
+        sae.register_buffer("calibrated_on", torch.zeros(()))
+
+    def follow(self, sae, codes):
+        sae.batches += 1
+
+    def calibrate(self, sae, x):
+        sae.calibrated_on += len(x)
 
     def entries(self, sae, product, k):
         z, latents = select.top(product, k or self.k)
@@ -137,6 +145,7 @@ def test_a_third_partys_family_is_a_family(tmp_path: Path) -> None:
         on_log=lambda step, numbers: losses.append(numbers["loss"]), folder=tmp_path / "run",
     )  # fmt: skip
     assert sum(losses[-5:]) < sum(losses[:5])
+    assert (float(sae.batches), float(sae.calibrated_on)) == (30, 128)  # type: ignore[arg-type]
     checkpoint.save(sae, tmp_path / "sae")
     loaded = checkpoint.load(tmp_path / "sae")
     assert type(loaded.config.sparsity).__name__ == "SoftTopK"

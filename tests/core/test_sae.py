@@ -11,7 +11,7 @@ from vision_sae import families, nest
 from vision_sae.codes import Codes
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.sae import SAE, SAEConfig
-from vision_sae.statistics import calibrate, centre, geometric_median, kmeans
+from vision_sae.statistics import centre, geometric_median, kmeans
 
 
 @given(d=st.integers(1, 16), s=st.integers(1, 40), data=st.data())
@@ -200,7 +200,7 @@ def test_batchtopk_is_calibrated_to_a_mean_l0_of_k(options: dict[str, Any]) -> N
     x = torch.randn(500, 6)
     sae.threshold_ema.fill_(9.0)
     assert float(sae.inference_threshold()) == 9.0
-    sae.threshold.copy_(calibrate(sae, x))
+    sae.config.sparsity.calibrate(sae, x)
     assert float(sae.inference_threshold()) == float(sae.threshold)
     assert float(sae.encode(x).l0.float().mean()) == pytest.approx(3, abs=0.01)
     sae.threshold_choice = "running"
@@ -220,8 +220,6 @@ def test_other_families_have_no_single_threshold() -> None:
     sae = SAE(SAEConfig.of(6, 12, k=2))
     with pytest.raises(ConfigError, match="the topk family has no single threshold"):
         sae.inference_threshold()
-    with pytest.raises(ConfigError, match="only a BatchTopK SAE has a threshold .* this is topk"):
-        calibrate(sae, torch.randn(3, 6))
 
 
 def test_rows_on_which_nothing_fires_cannot_calibrate() -> None:
@@ -229,7 +227,7 @@ def test_rows_on_which_nothing_fires_cannot_calibrate() -> None:
     with torch.no_grad():
         sae.b_enc.fill_(-100.0)
     with pytest.raises(DataError, match="no latent is active on any of 5 rows"):
-        calibrate(sae, torch.randn(5, 6))
+        sae.config.sparsity.calibrate(sae, torch.randn(5, 6))
 
 
 # ---- statistics of rows

@@ -130,7 +130,14 @@ def test_bfloat16_follows_float32(case: Any, advance: Advance) -> None:
     assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.1, abs=0.02)
 
 
-@pytest.mark.parametrize("case", ["topk", "topk-tied", "relu"], indirect=True)
+@pytest.mark.parametrize("options", [{"family": "relu"}, {"rescale": True, "atoms": "free"}])
+def test_screening_is_refused_where_it_would_do_nothing(options: dict[str, Any]) -> None:
+    config = TrainConfig.of(precision="screened")
+    with pytest.raises(ConfigError, match="'screened' is for topk whose latents compete by z"):
+        Trainer(SAE(SAEConfig.of(6, 12, **options)), MemoryStore(torch.randn(64, 6)), config)
+
+
+@pytest.mark.parametrize("case", ["topk", "topk-tied"], indirect=True)
 def test_screening_changes_no_step(case: Any, advance: Advance) -> None:
     one, other = (case.trainer(precision=p) for p in ("float32", "screened"))
     for trainer in (one, other):

@@ -13,6 +13,7 @@ from vision_sae.cli.options import (
     Centre,
     Config,
     Data,
+    Device,
     Expansion,
     FamilyFlag,
     Json,
@@ -27,6 +28,7 @@ from vision_sae.cli.options import (
     Steps,
     Targets,
     Validation,
+    ValidationTargets,
     grid_from,
     settings_from,
 )
@@ -100,6 +102,7 @@ def train(
     ],
     targets: Targets = None,
     validate_on: Validation = None,
+    validate_targets: ValidationTargets = None,
     start: Annotated[
         Path | None,
         typer.Option("--from", help="An SAE to go on from.", rich_help_panel="Data"),
@@ -127,9 +130,7 @@ def train(
             rich_help_panel="Machine",
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ... Default: cpu.", rich_help_panel="Machine")
-    ] = None,
+    device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train an SAE on stored activations; run again to resume.
@@ -146,7 +147,8 @@ def train(
     flags |= {"batch_size": batch_size, "lr": lr, "centre": centre, "seed": seed}
     with show.errors():
         settings = settings_from(config, set_, {**flags, "skip": skip or None})
-        job = steps.Training(acts, out, targets, validate_on, start, overwrite, device)
+        held_out = (validate_on, validate_targets)
+        job = steps.Training(acts, out, targets, *held_out, start, overwrite, device)
         steps.train(job, settings, parallel.value if parallel else None)
 
 
@@ -164,6 +166,7 @@ def sweep(
     ],
     targets: Targets = None,
     validate_on: Validation = None,
+    validate_targets: ValidationTargets = None,
     family: FamilyFlag = None,
     k: K = None,
     expansion: Expansion = None,
@@ -175,6 +178,7 @@ def sweep(
     set_: Set = None,
     config: Config = None,
     together: many.Together = None,
+    device: Device = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -191,7 +195,8 @@ def sweep(
     flags |= {"batch_size": batch_size, "lr": lr, "centre": centre, "seed": seed}
     with show.errors():
         settings, points = settings_from(config, set_, flags), grid_from(grid)
-        many.sweep(acts, out, points, settings, targets, validate_on, together, overwrite, json)
+        stores = many.Stores(acts, targets, validate_on, validate_targets)
+        many.sweep(stores, out, points, settings, together, device, overwrite, json)
 
 
 @app.command()

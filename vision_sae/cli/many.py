@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -35,14 +35,25 @@ Together = Annotated[
 NUMBERS = ["fvu", "cosine", "l0", "dead", "dense"]  # of the table at the end
 
 
+class Stores(NamedTuple):
+    """The folders that a sweep reads."""
+
+    acts: Path
+    targets: Path | None = None
+    validation: Path | None = None
+    validation_targets: Path | None = None
+
+    def opened(self) -> Material:
+        others = (Store(folder) if folder else None for folder in self[1:])
+        return Material(Store(self.acts), *others)
+
+
 def sweep(
-    acts: Path, out: Path, grid: dict[str, list[Any]], settings: dict[str, Any],
-    targets: Path | None, validation: Path | None, together: int | None, overwrite: bool,
-    as_json: bool,
+    stores: Stores, out: Path, grid: dict[str, list[Any]], settings: dict[str, Any],
+    together: int | None, device: str | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     members = members_of(grid, settings)
-    stores = [Store(folder) if folder else None for folder in (targets, validation)]
-    opened = Sweep(Material(Store(acts), *stores), out, members, overwrite=overwrite)
+    opened = Sweep(stores.opened(), out, members, overwrite=overwrite, device=device)
     train([opened], together)
     if as_json:
         show.as_json(opened.index.model_dump())

@@ -48,6 +48,17 @@ Validation = Annotated[
         rich_help_panel="Data",
     ),
 ]
+ValidationTargets = Annotated[
+    Path | None,
+    typer.Option(
+        "--validate-targets",
+        help="What a transcoder shall write for the activations of --validate-on.",
+        rich_help_panel="Data",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, ... Default: cpu.", rich_help_panel="Machine")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

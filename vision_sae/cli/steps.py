@@ -68,6 +68,7 @@ class Training(NamedTuple):
     out: Path
     targets: Path | None = None
     validation: Path | None = None
+    validation_targets: Path | None = None
     start: Path | None = None
     overwrite: bool = False
     device: str | None = None
@@ -81,6 +82,7 @@ def train(job: Training, settings: dict[str, Any], share: parallel.Kind | None =
             bar = Follower(advance)
             sae = jobs.train_store(
                 store, job.out, targets=_store(job.targets), validation=_store(job.validation),
+                validation_targets=_store(job.validation_targets),
                 start=job.start, overwrite=job.overwrite, device=job.device, group=group,
                 on_log=bar.follow, **settings,
             )  # fmt: skip

@@ -71,6 +71,16 @@ class Family(Frozen):
         """The sparsity loss, mean over rows; None when selection alone keeps codes sparse."""
         return None
 
+    def floor(self, sae: "SAE") -> Float[Tensor, " s"]:
+        """The pre-activation above which each latent is active."""
+        return torch.zeros_like(sae.b_enc)
+
+    def follow(self, sae: "SAE", codes: AnyCodes) -> None:
+        """Note what a training batch gave, for what inference needs (a running threshold)."""
+
+    def calibrate(self, sae: "SAE", x: Float[Tensor, "n d"]) -> None:
+        """Set on rows, after training, what inference needs."""
+
     def training_state(self) -> dict[str, Tensor]:
         """Tensors that the penalty keeps between steps; they are saved with a training's state."""
         return {}

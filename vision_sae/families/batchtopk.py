@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vision_sae import select
 from vision_sae.codes import AnyCodes, Support
-from vision_sae.errors import ConfigError
+from vision_sae.errors import ConfigError, DataError
 from vision_sae.families.topk import _K
 from vision_sae.select import Product
 
@@ -61,6 +61,19 @@ class BatchTopK(_K):
                 "calibrate"
             )
         return value
+
+    @torch.no_grad()
+    def calibrate(self, sae: "SAE", x: Float[Tensor, "n d"]) -> None:
+        """Store the exact threshold at which the mean L0 over these rows is k.
+
+        Raises DataError where no latent is active.
+        """
+        scores = self.scores(sae, sae.encode(x, k=self.k))
+        positive = scores[scores > 0]
+        least = sae.group.latents.least(positive.min() if len(positive) else None)
+        if least is None:
+            raise DataError(f"no latent is active on any of {len(x)} rows: nothing to calibrate on")
+        sae.threshold.copy_(least * (1 - 1e-6))  # above this, strictly
 
     def scores(self, sae: "SAE", codes: AnyCodes) -> Float[Tensor, " e"]:
         """What competed: codes, times norms if so configured."""

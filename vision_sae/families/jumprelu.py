@@ -68,7 +68,7 @@ class JumpReLU(Family):
     def attach(self, sae: "SAE") -> None:
         sae.thresholds = nn.Parameter(torch.full((sae.config.s,), self.start))
 
-    def theta(self, sae: "SAE") -> Float[Tensor, " s"]:
+    def floor(self, sae: "SAE") -> Float[Tensor, " s"]:
         """Thresholds, at least 0; the gradient passes where they are held there."""
         free = sae.thresholds
         return free + (free.clamp(min=0) - free).detach()
@@ -84,23 +84,23 @@ class JumpReLU(Family):
         return KERNELS[self.kernel][0] * self.bandwidth
 
     def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
-        least = self.theta(sae)
+        least = self.floor(sae)
         if sae.training:
             least = least - self.margin()
         return select.above(product, least)
 
     def density(self, sae: "SAE", z: Tensor) -> float:
-        return float((z > self.theta(sae) - self.margin()).float().mean())
+        return float((z > self.floor(sae) - self.margin()).float().mean())
 
     def activate(self, sae: "SAE", z: Tensor, at: At) -> Tensor:
-        theta = at(self.theta(sae))
+        theta = at(self.floor(sae))
         out: Tensor = _Jump.apply(z, theta, self.bandwidth, self.kernel, self.to_input)
         return out
 
     def penalty(self, p: "Pass") -> Tensor | None:
         if self.mode == "tanh":
             return self.coefficient * torch.tanh(self.c * p.weighted(p.codes)).sum() / p.rows
-        theta = p.codes.per_entry(self.theta(p.sae))
+        theta = p.codes.per_entry(self.floor(p.sae))
         on: Tensor = _Step.apply(p.z, theta, self.bandwidth, self.kernel)
         l0 = on.sum() / p.rows
         if self.mode == "step":

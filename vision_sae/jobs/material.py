@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae import metrics
@@ -26,29 +25,34 @@ class Material:
     store: Store
     targets: Store | None = None
     held_out: Store | None = None
+    held_out_targets: Store | None = None
 
     def __post_init__(self) -> None:
-        if self.targets:
-            check_paired(self.store, self.targets)
-        if self.held_out and self.targets:
-            raise ConfigError("a transcoder cannot be validated on another store yet")
-        if self.held_out:
-            self._check_held_out(self.held_out)
-
-    def _check_held_out(self, held_out: Store) -> None:
-        reason = self.store.index.provenance.differs(held_out.index.provenance)
-        if reason:
-            raise MismatchError(
-                f"{held_out.folder} cannot validate a training on {self.store.folder}: {reason}"
+        if bool(self.held_out_targets) != bool(self.held_out and self.targets):
+            raise ConfigError(
+                "validation targets are for a transcoder that is validated: give targets, "
+                "validation rows and validation targets, or leave all validation out"
             )
+        for inputs, outputs in ((self.store, self.targets), (self.held_out, self.held_out_targets)):
+            if inputs and outputs:
+                check_paired(inputs, outputs)
+        for held_out, store in ((self.held_out, self.store), (self.held_out_targets, self.targets)):
+            if held_out and store:
+                _check_alike(held_out, store)
 
     @cached_property
     def source(self) -> Source:
         return Paired(self.store, self.targets) if self.targets else self.store
 
     @cached_property
-    def validation(self) -> Float[Tensor, "m d"] | None:
-        return self.held_out.sample(HELD_OUT) if self.held_out else None
+    def held_out_source(self) -> Source | None:
+        if self.held_out and self.held_out_targets:
+            return Paired(self.held_out, self.held_out_targets)
+        return self.held_out
+
+    @cached_property
+    def validation(self) -> Batch | None:
+        return self.held_out_source.sample(HELD_OUT) if self.held_out_source else None
 
     @property
     def width_out(self) -> int | None:
@@ -56,13 +60,22 @@ class Material:
 
     def record(self) -> dict[str, str]:
         """The folders, for the SAE's config."""
-        named = {"acts": self.store, "targets": self.targets, "validated_on": self.held_out}
+        named = {"acts": self.store, "targets": self.targets, "validated_on": self.held_out,
+                 "validation_targets": self.held_out_targets}  # fmt: skip
         return {name: str(store.folder.resolve()) for name, store in named.items() if store}
 
     def measure(self, sae: SAE) -> Metrics:
         """Of a finished SAE, on a sample: of the held-out rows where there are some."""
-        source = self.held_out or self.source
+        source = self.held_out_source or self.source
         return metrics.evaluate(sae, _pieces(source.sample(MEASURED, seed=2)))
+
+
+def _check_alike(held_out: Store, store: Store) -> None:
+    reason = store.index.provenance.differs(held_out.index.provenance)
+    if reason:
+        raise MismatchError(
+            f"{held_out.folder} cannot validate a training on {store.folder}: {reason}"
+        )
 
 
 def _pieces(rows: Batch, size: int = 4096) -> Iterator[Batch]:

@@ -46,6 +46,7 @@ class SweepIndex(Versioned):
     acts: str
     targets: str | None = None
     validated_on: str | None = None
+    validation_targets: str | None = None
     members: list[Member] = []
 
 
@@ -56,7 +57,9 @@ def train_sweep(
     *,
     targets: Store | None = None,
     validation: Store | None = None,
+    validation_targets: Store | None = None,
     together: int | None = None,
+    device: str | None = None,
     overwrite: bool = False,
     tell: Tell = lambda member, step, numbers: None,
     **settings: Any,
@@ -67,8 +70,9 @@ def train_sweep(
     start from other weights and see the same rows in the same order, which is read once for all;
     `order` is the seed of that order. At most `together` members are in memory at once.
     """
-    material = Material(store, targets, validation)
-    sweep = Sweep(material, Path(out), members_of(grid, settings), overwrite=overwrite)
+    material = Material(store, targets, validation, validation_targets)
+    members = members_of(grid, settings)
+    sweep = Sweep(material, Path(out), members, device=device, overwrite=overwrite)
     train_sweeps([sweep], together=together, tell=tell)
     return sweep.index
 
@@ -135,8 +139,10 @@ class Sweep:
         *,
         label: str = "",
         beside: str = INDEX,
+        device: str | None = None,
         overwrite: bool = False,
     ) -> None:
+        self.device = device
         self.material, self.folder, self.label = material, folder, label
         self.plans = {name: recipe(settings) for name, settings in members.items()}
         for plan in self.plans.values():
@@ -177,7 +183,7 @@ class Sweep:
     def run(self, name: str, tell: Tell) -> Iterator[Run]:
         """A member as a run."""
         plan = self.plans[name]
-        sae = SAE(self._config(plan), seed=plan.start.seed)
+        sae = SAE(self._config(plan), seed=plan.start.seed).to(self.device or "cpu")
         on_log = partial(tell, f"{self.label}/{name}" if self.label else name)
         with prepared(self.material, sae, plan, self.folder / name, on_log) as run:
             yield run
@@ -229,7 +235,7 @@ def read_index(folder: Path) -> SweepIndex:
 def _check_same(
     folder: Path, found: SweepIndex, empty: SweepIndex, wanted: Mapping[str, Member]
 ) -> None:
-    names = ("acts", "targets", "validated_on")
+    names = ("acts", "targets", "validated_on", "validation_targets")
     differ = [name for name in names if getattr(found, name) != getattr(empty, name)]
     for member in found.members:
         new = wanted.get(member.name, member).settings

@@ -32,6 +32,7 @@ def train_store(
     config: TrainConfig | None = None,
     targets: Store | None = None,
     validation: Store | None = None,
+    validation_targets: Store | None = None,
     start: SAE | Path | str | None = None,
     overwrite: bool = False,
     on_log: OnLog | None = None,
@@ -44,12 +45,13 @@ def train_store(
     Settings are those of the command line: `family="relu", coefficient=3, expansion=16,
     dead="resample"`; those of the training win over `config`. With `targets`, a store of the same
     images and tokens, it is a transcoder. With `validation`, another store of the same site, the
-    best weights on it are the result. `start` is an SAE, or a folder of one, to go on from.
+    best weights on it are the result; a transcoder's needs `validation_targets` too. `start` is an
+    SAE, or a folder of one, to go on from.
     `group` comes from `parallel.join()`, when torchrun has started several processes.
     Raises OutputExists when `out` holds a finished SAE or something else, ConfigError, DataError,
     MismatchError.
     """
-    out, material = Path(out), Material(store, targets, validation)
+    out, material = Path(out), Material(store, targets, validation, validation_targets)
     settings = (config.model_dump() if config else {}) | settings
     if start is None:
         plan = recipe(settings)

@@ -27,6 +27,12 @@ def check_settings(sae: SAE, config: TrainConfig, group: Group, rows: int) -> No
         raise ConfigError(
             "inputs='whiten' does not go with matching pursuit: its atoms have norm 1"
         )
+    kind = sae.config.sparsity.kind
+    if config.precision == "screened" and (kind != "topk" or sae.config.rescale):
+        raise ConfigError(
+            "precision='screened' is for topk whose latents compete by z alone (rescale=False); "
+            f"this is {kind} with rescale={sae.config.rescale}"
+        )
     if config.optimizer == "rows" and group.size > 1:
         raise ConfigError("optimizer='rows' is for one process")
     sharded.check(sae.config, group)

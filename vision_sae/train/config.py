@@ -29,7 +29,7 @@ class TrainConfig(Frozen):
     ema: float | None = Field(None, gt=0, lt=1)  # average the weights; the average is the result
 
     dead: Annotated[Dead | None, BeforeValidator(parse_dead)] = None  # the family's usual one
-    dead_after: int | None = Field(None, ge=0)  # rows: a tenth of the run, 10 million at most
+    dead_after: int | None = Field(None, ge=0)  # rows: a hundredth of the run, 10 million at most
     centre: Literal["median", "mean", "zero"] = "median"  # start of b_dec
     inputs: Literal["scale", "whiten", "none"] = "scale"  # folded into the weights at the end
     precision: Literal["float32", "bfloat16", "screened"] = "float32"  # screened is exact too
@@ -51,8 +51,10 @@ class TrainConfig(Frozen):
         return self.lr if self.lr is not None else 2e-4 / math.sqrt(s / 2**14)
 
     def rows_until_dead(self) -> int:
-        tenth = self.steps * self.batch_size // 10
-        return self.dead_after if self.dead_after is not None else min(10_000_000, tenth)
+        """At least eight batches, or every latent that missed one would count."""
+        if self.dead_after is not None:
+            return self.dead_after
+        return min(10_000_000, max(8, self.steps // 100) * self.batch_size)
 
     def factor(self, step: int) -> float:
         """The learning rate's warm-up and decay."""

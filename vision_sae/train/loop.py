@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from vision_sae import checkpoint
 from vision_sae.errors import CheckpointError
@@ -32,7 +30,7 @@ class Run:
     source: Source
     config: TrainConfig = field(default_factory=TrainConfig)
     folder: Path | None = None
-    validation: Float[Tensor, "m d"] | None = None
+    validation: Batch | None = None
     finetune: bool = False
     on_log: OnLog | None = None
     on_finish: Callable[[SAE], None] | None = None
@@ -44,7 +42,7 @@ def train(
     config: TrainConfig | None = None,
     *,
     folder: Path | None = None,
-    validation: Float[Tensor, "m d"] | None = None,
+    validation: Batch | None = None,
     finetune: bool = False,
     on_log: OnLog | None = None,
     on_finish: Callable[[SAE], None] | None = None,

@@ -7,17 +7,15 @@ Everything a step depends on is (weights, moments, counters, step number): a res
 import copy
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae import losses, metrics, sharded
 from vision_sae.errors import DataError
-from vision_sae.families import BatchTopK
+from vision_sae.families import Family
 from vision_sae.losses import Pass
 from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE
 from vision_sae.source import Batch, Source, pair
-from vision_sae.statistics import calibrate
 from vision_sae.train.best import Best
 from vision_sae.train.checks import check_batch, check_settings, check_widths
 from vision_sae.train.config import TrainConfig
@@ -36,7 +34,7 @@ class Trainer:
         source: Source,
         config: TrainConfig,
         *,
-        validation: Float[Tensor, "m d"] | None = None,
+        validation: Batch | None = None,
         group: Group = ALONE,
     ) -> None:
         check_widths(sae, source)
@@ -151,11 +149,10 @@ class Trainer:
 
     @torch.no_grad()
     def _count(self, p: Pass) -> None:
-        """Rows since each latent fired, and the running BatchTopK threshold."""
+        """Rows since each latent fired, and what the family follows."""
         fired = self.group.rows.largest(p.codes.fired().to(torch.uint8))
         self.since_fired[fired.bool()] = -p.rows  # 0 once the step's rows are added
-        if isinstance(p.sae.config.sparsity, BatchTopK):
-            p.sae.config.sparsity.follow(p.sae, p.codes)
+        p.sae.config.sparsity.follow(p.sae, p.codes)
 
     def _numbers(self, terms: dict[str, Tensor], p: Pass) -> dict[str, float]:
         l0 = p.codes.l0.sum().float() * self.config.pieces / p.rows
@@ -177,11 +174,10 @@ class Trainer:
         """Note the FVU on held-out rows, and the weights when it is the best so far."""
         if self.validation is None:
             return
-        rows = self.inputs.apply(self.validation.to(self.sae.b_dec))
+        x, target = self._treat(self.validation)
+        pairs = zip(x.split(4096), target.split(4096), strict=True)
         sae = self._averaged(copy.deepcopy(self.sae)) if self.average else self.sae
-        fvu = torch.tensor(
-            metrics.evaluate(sae, rows.split(4096), weights=False).fvu, dtype=torch.float64
-        )
+        fvu = torch.tensor(metrics.evaluate(sae, pairs, weights=False).fvu, dtype=torch.float64)
         self.sae.train()
         self.group.same([fvu])  # all must agree on when to stop
         self.best.note(float(fvu), sae)
@@ -217,9 +213,10 @@ class Trainer:
     def _finished(self, sae: SAE) -> SAE:
         sae.group, sae.b_in = self.group.latents, None
         self.inputs.fold(sae)
-        if isinstance(sae.config.sparsity, BatchTopK):
+        family = sae.config.sparsity
+        if type(family).calibrate is not Family.calibrate:
             sample = pair(self.source.sample(2**14, seed=self.config.seed + 1))[0]
-            sae.threshold.copy_(calibrate(sae, sample.to(sae.b_dec)))
+            family.calibrate(sae, sample.to(sae.b_dec))
         sae.group = ALONE
         return sae.eval()
 
