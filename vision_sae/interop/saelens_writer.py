@@ -119,7 +119,7 @@ def _threshold(sae: SAE) -> Float[Tensor, " s"]:
     """On z, also where the threshold is compared with z times the atom's norm."""
     family = sae.config.sparsity
     if isinstance(family, JumpReLU):
-        theta = family.theta(sae)
+        theta = family.floor(sae)
     else:
         try:
             theta = sae.inference_threshold().clamp(min=0).expand(sae.config.s)
