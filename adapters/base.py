@@ -1,7 +1,7 @@
 """What adapters share, and the adapter for a model that you have already loaded."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,9 +23,13 @@ class ModuleAdapter:
     ) -> None:
         self.model, self.transform, self.name = model, transform, name
         self.prefix_tokens = prefix_tokens
+        self.reads: Literal["images", "texts"] = "images"
 
-    def prepare(self, images: Sequence[Any]) -> Float[Tensor, "b c h w"]:
-        return torch.stack([self.transform(image) for image in images])
+    def prepare(self, items: Sequence[Any]) -> Any:
+        return torch.stack([self.transform(image) for image in items])
 
     def run(self, batch: Float[Tensor, "b c h w"]) -> Any:
         return self.model(batch)
+
+    def probe(self, batch: Any) -> Any:
+        return self.run(batch)

@@ -7,20 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vision_sae.adapter import (
-    Adapter,
-    Site,
-    fingerprint,
-    on_device,
-    probe_site,
-    select_tokens,
-    to_tokens,
-)
+from vision_sae.adapter import Adapter, fingerprint, on_device
 from vision_sae.data import ImageSource
 from vision_sae.data.decode import Decoded, decoded, first_image
 from vision_sae.errors import ConfigError
 from vision_sae.hooks import capture, inference
+from vision_sae.probing import probe_site
 from vision_sae.provenance import Provenance, Tokens
+from vision_sae.sites import Site, select_tokens, to_tokens
 from vision_sae.store import Row, StoreIndex, StoreWriter
 from vision_sae.store.index import DType
 

@@ -1,89 +1,100 @@
-"""Read and edit what modules give, by path; every hook is gone when the block ends."""
+"""Read and edit what sites give; every hook is gone when the block ends, whatever happened."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 
-from vision_sae.errors import DataError, UnknownName
+from vision_sae.taps import OnTensor, find_module, tap, tensor_of
+
+__all__ = ["Captured", "capture", "edit", "evaluation", "find_module", "inference", "tensor_of"]
+
+Keep = Callable[[int, Tensor], Tensor | None]  # number of the call, tensor -> what is kept
 
 
 class _Enough(Exception):
     """Raised inside a forward pass once the last wanted site has run."""
 
 
-def find_module(model: nn.Module, path: str) -> nn.Module:
-    """A module by its dotted path. Raises UnknownName with near matches."""
-    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-    if not path or path not in modules:
-        raise UnknownName("site", path, (m for m in modules if m))
-    return modules[path]
+class Captured(dict[str, Tensor]):
+    """Of each site the tensor of its last call; `calls` has what `keep` kept of all calls."""
 
-
-def tensor_of(output: Any, path: str) -> Tensor:
-    """The output itself, or the first tensor of a tuple, as attention modules give."""
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        return output[0]
-    if isinstance(output, Tensor):
-        return output
-    raise DataError(
-        f"site {path!r} gives {type(output).__name__}, not a tensor or a tuple that starts with one"
-    )
+    def __init__(self, sites: Sequence[str]) -> None:
+        super().__init__()
+        self.calls: dict[str, list[Tensor]] = {site: [] for site in sites}
+        self.ran = dict.fromkeys(sites, 0)
 
 
 @contextmanager
 def capture(
-    model: nn.Module, paths: Sequence[str], *, stop_early: bool = False
-) -> Iterator[dict[str, Tensor]]:
-    """Fill a dict with the outputs of the modules at `paths` on each forward pass.
+    model: nn.Module,
+    sites: Sequence[str],
+    *,
+    stop_early: bool = False,
+    calls: int = 1,
+    keep: Keep | None = None,
+) -> Iterator[Captured]:
+    """Fill a dict with what each of `sites` gives on a forward pass.
 
     With `stop_early` the forward pass ends, and returns control to the end of the block, as soon
-    as every path has run once. Raises UnknownName, or DataError when an output is no tensor.
+    as every site has run `calls` times. `keep` chooses from each call of a module that runs several
+    times. Raises UnknownName, ConfigError (a compiled model), or DataError when there is no tensor.
 
         with capture(model, ["blocks.3"]) as acts:
             model(images)
         acts["blocks.3"]
     """
-    captured: dict[str, Tensor] = {}
+    captured = Captured(sites)
 
-    def keep(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            # a copy: what follows may work in place, as ReLU(inplace=True) does
-            captured[path] = tensor_of(output, path).detach().clone()
-            if stop_early and captured.keys() >= set(paths):
+    def reader(site: str) -> OnTensor:
+        def read(tensor: Tensor) -> None:
+            number, captured.ran[site] = captured.ran[site], captured.ran[site] + 1
+            enough = stop_early and min(captured.ran.values()) >= calls
+            _note(captured, site, number, tensor.detach(), keep, copy=not enough)
+            if enough:
                 raise _Enough
 
-        return hook
+        return read
 
-    modules = [find_module(model, path) for path in paths]
-    handles = [m.register_forward_hook(keep(p)) for m, p in zip(modules, paths, strict=True)]
-    try:
+    with _taps(model, {site: reader(site) for site in sites}), suppress(_Enough):
         yield captured
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _note(
+    captured: Captured, site: str, number: int, tensor: Tensor, keep: Keep | None, *, copy: bool
+) -> None:
+    kept = keep(number, tensor) if keep else tensor
+    if kept is None:
+        return
+    # a copy, unless the pass ends here: what follows may work in place, as ReLU(inplace=True) does
+    kept = kept.clone() if copy else kept
+    if keep:
+        captured.calls[site].append(kept)
+    captured[site] = kept
 
 
 @contextmanager
-def edit(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace a module's output by `change(output)` on each forward pass inside the block.
+def edit(model: nn.Module, site: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace what a site gives by `change` of it on each forward pass inside the block.
 
-    A tuple output keeps its other parts. Raises UnknownName, or DataError for a non-tensor output.
+    Other tensors beside it stay. An edited input is what the module reads; an edited update is
+    added to the input. Raises UnknownName, ConfigError, or DataError when there is no tensor.
     """
+    with _taps(model, {site: change}):
+        yield
 
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        changed = change(tensor_of(output, path))
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    handle = find_module(model, path).register_forward_hook(hook)
+@contextmanager
+def _taps(model: nn.Module, readers: dict[str, OnTensor]) -> Iterator[None]:
+    handles = []
     try:
+        for site, reader in readers.items():
+            handles += tap(model, site, reader)
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

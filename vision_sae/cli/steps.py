@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vision_sae import interop, jobs, parallel
-from vision_sae.adapter import Adapter, load_adapter, probe_site
+from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.cli import show
 from vision_sae.data import ImageSource, open_data
 from vision_sae.data.decode import first_image
@@ -12,6 +12,7 @@ from vision_sae.errors import DataError
 from vision_sae.extract import extract as run_extract
 from vision_sae.latents import Scan, scan
 from vision_sae.naming import read_vocabulary, top_images
+from vision_sae.probing import probe_site
 from vision_sae.provenance import Tokens
 from vision_sae.report import write_report
 from vision_sae.report.gather import shown_images
