@@ -8,13 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vision_sae.adapter import Adapter, fingerprint, probe_site, select_tokens, to_tokens
+from vision_sae.adapter import Adapter, fingerprint
 from vision_sae.adapters.base import ModuleAdapter
 from vision_sae.adapters.toy import ToyAdapter, to_input
 from vision_sae.data import open_data
 from vision_sae.errors import ConfigError, DataError, StoreError, UnknownName
 from vision_sae.extract import extract
 from vision_sae.hooks import capture
+from vision_sae.probing import probe_site
+from vision_sae.sites import select_tokens, to_tokens
 from vision_sae.store import Store, StoreIndex, StoreWriter
 
 IMAGES, SITE = 12, "blocks.0"
@@ -45,7 +47,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images of [17 24] float32 each, so that a dozen images make a store of several shards."""
 
     def writer(folder: Path, index: StoreIndex, **options: Any) -> StoreWriter:
-        return StoreWriter(folder, index, shard_bytes=2 * 17 * 24 * 4, **options)
+        index = index.model_copy(update={"chunk": 2})
+        return StoreWriter(folder, index, **options)
 
     # the package has a function of the module's name
     monkeypatch.setattr(import_module("vision_sae.extract"), "StoreWriter", writer)
@@ -122,7 +125,7 @@ def test_all_images_broken(tmp_path: Path) -> None:
     assert not (tmp_path / "acts").exists()
 
 
-@pytest.mark.parametrize("forwards", [5, 8, 11])  # of which the first two learn the site's shape
+@pytest.mark.parametrize("forwards", [3, 6, 9])
 def test_an_interrupted_run_goes_on_to_the_same_store(
     images: Path, tmp_path: Path, forwards: int
 ) -> None:
@@ -154,7 +157,7 @@ class Failing(ToyAdapter):
 def test_a_finished_store_is_not_made_again(images: Path, tmp_path: Path) -> None:
     run(images, tmp_path / "acts")
     before = contents(tmp_path / "acts")
-    assert run(images, tmp_path / "acts", Failing(2)).complete
+    assert run(images, tmp_path / "acts", Failing(1)).complete
     assert contents(tmp_path / "acts") == before
 
 

@@ -66,7 +66,7 @@ def test_patterns_stay_within_a_part_of_a_path() -> None:
 def test_a_plan_knows_the_sizes(images: Path, tmp_path: Path) -> None:
     plan = plan_suite(config(images, tmp_path / "out", dtype="float16"))
     assert [site.site.name for site in plan.sites] == ["blocks.0", "blocks.1"]
-    assert plan.images == 32 and not (tmp_path / "out").exists()
+    assert plan.images == 16 and not (tmp_path / "out").exists()
     run_suite(plan)
     for site in plan.sites:
         shards = (site.folder / "acts").glob("*.safetensors")
@@ -107,13 +107,13 @@ def test_a_suite_stopped_while_extracting_goes_on(
 
     def stop(count: int) -> None:
         seen.append(count)
-        if sum(seen) > 20:
+        if sum(seen) > 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_suite(config(images, tmp_path), on_images=stop)
     index = json.loads((tmp_path / "index.json").read_text())
-    assert [site["extracted"] for site in index["sites"]] == [True, False]
+    assert [site["extracted"] for site in index["sites"]] == [False, False]
     run_suite(config(images, tmp_path))
     assert files(tmp_path) == whole
 

@@ -63,7 +63,7 @@ def test_rows_are_read_once_for_all(
         Store, "_gather", lambda self, rows: read.append(len(rows)) or gather(self, rows)
     )
     train_sweep(store, tmp_path, GRID, **SMALL)
-    assert read.count(16) == SMALL["steps"]
+    assert SMALL["steps"] <= read.count(16) <= SMALL["steps"] + 2  # read ahead
 
 
 def test_an_interrupted_sweep_goes_on_exactly(store: Store, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vision_sae.extract import extract
 from vision_sae.hooks import capture, edit
 from vision_sae.jobs import (
     detect_factors,
+    extract_to,
     known_names,
     load_sae,
     name_sae,
@@ -30,6 +31,7 @@ from vision_sae.report import write_report
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.sites import Site
 from vision_sae.store import MemoryStore, Store
+from vision_sae.stream import Stream
 from vision_sae.train import TrainConfig, train
 
 __all__ = [
@@ -41,12 +43,14 @@ __all__ = [
     "SAEConfig",
     "Site",
     "Store",
+    "Stream",
     "TrainConfig",
     "capture",
     "detect_factors",
     "edit",
     "evaluate",
     "extract",
+    "extract_to",
     "known_names",
     "load",
     "load_adapter",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,26 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises StoreError when the disk of a folder cannot hold so many bytes more."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StoreError(
+            f"{folder} would take {size(needed)} and its disk has {size(free)} free: choose "
+            "another disk, --dtype float16, fewer tokens or timesteps, or train from the stream, "
+            "which stores nothing"
+        )
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: 1.3 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

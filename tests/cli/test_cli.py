@@ -72,7 +72,7 @@ def made(fine: Fine, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_extract_says_what_it_wrote(fine: Fine, tmp_path: Path) -> None:
     result = fine(*extract(paint(tmp_path / "images", 4), tmp_path / "acts"))
-    assert f"68 vectors of 24 from 4 images in {tmp_path / 'acts'}" in result.stderr
+    assert f"68 vectors of 24 from 4 images (6.53 kB) in {tmp_path / 'acts'}" in result.stderr
     assert result.stdout == ""
 
 
@@ -85,9 +85,38 @@ def test_extract_names_skipped_images(fine: Fine, tmp_path: Path) -> None:
 
 
 def test_sites_lists_what_can_be_read(fine: Fine, made: Path) -> None:
-    lines = fine("sites", "--model", "toy", "--data", made / "images").stdout
-    assert re.search(r"blocks\.1 +│ tokens 17 x 24, 4 x 4 patches", lines)
-    assert re.search(r"head +│ vector 1 x 12", lines)
+    about = ("sites", "--model", "toy", "--data", made / "images")
+    tree = fine(*about).stdout
+    assert re.search(r"── blocks\n│   ├── 0  tokens 17 x 24, 4 x 4 patches\n", tree)
+    assert "└── head  vector 1 x 12" in tree
+    found = json.loads(fine(*about, "--json").stdout)
+    assert found["blocks.1"]["width"] == 24 and found["blocks.1"]["grid"] == [4, 4]
+
+
+def test_several_sites_in_one_pass(fine: Fine, refused: Refused, tmp_path: Path) -> None:
+    arguments = extract(paint(tmp_path / "images", 4), tmp_path / "acts")
+    fine(*arguments, "--site", "blocks.0:update")
+    folders = json.loads((tmp_path / "acts" / "sites.json").read_text())["sites"]
+    assert list(folders) == [SITE, "blocks.0:update"]
+    for site, folder in folders.items():
+        assert Store(tmp_path / "acts" / folder).index.provenance.site == site
+    message = refused(*train(tmp_path / "acts", tmp_path / "sae"))
+    assert "holds the stores of several sites; choose one of" in message
+    assert f"each once; got {SITE}, {SITE}" in refused(*arguments, "--site", SITE)
+
+
+def test_training_on_a_model_that_runs(fine: Fine, refused: Refused, tmp_path: Path) -> None:
+    images = paint(tmp_path / "images", 8)
+    live = ["--model", "toy", "--site", "blocks.0", "--data", images]
+    more = ["--out", tmp_path / "sae", "--steps", 4, "--batch-size", 16, "--k", 2]
+    fine("train", *live, *more)
+    record = checkpoint.read_config(tmp_path / "sae").training
+    assert record["stream"].startswith("stream of toy:0 at blocks.0 (all) on ")
+    assert "does not say which acts" in refused("eval", tmp_path / "sae")
+    assert "got --model, --site" in refused("train", *live[:4], *more)
+    assert "got none of them" in refused("train", *more)
+    both = refused("train", "--acts", tmp_path, *live, *more)
+    assert "got --acts, --model, --site, --data" in both
 
 
 def test_train_says_how_many_latents(fine: Fine, made: Path, tmp_path: Path) -> None:
@@ -401,8 +430,8 @@ def test_training_that_was_killed_starts_again(made: Path, whole: Path, tmp_path
 SMALL_SHARDS = """
 from functools import partial
 from importlib import import_module
-module = import_module("vision_sae.extract")
-module.StoreWriter = partial(module.StoreWriter, shard_bytes=4 * 17 * 24 * 4)
+module = import_module("vision_sae.jobs.extraction")
+module.extract_sites = partial(module.extract_sites, shard_bytes=4 * 17 * 24 * 4)
 """
 
 
@@ -414,8 +443,7 @@ def test_extraction_that_was_killed_loses_nothing_and_does_nothing_twice(tmp_pat
     wait_for(lambda: len(list((tmp_path / "acts").glob("*.safetensors"))) > 3, process)
     process.kill()
     process.communicate()
-    seen = json.loads((tmp_path / "acts" / "index.json").read_text())["seen"]
-    assert 0 < seen < 400
+    assert 0 < len(list((tmp_path / "acts").glob("[0-9]*.json"))) < 100
     for out in ("acts", "whole"):
         fine_process = start(*extract(images, tmp_path / out, "--batch-size", 1))
         assert fine_process.communicate()[0] is None and fine_process.returncode == 0

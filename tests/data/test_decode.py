@@ -18,7 +18,7 @@ from vision_sae.errors import ConfigError, DataError
 class FakeSource:
     """Images whose red value is their position; counts what is asked of it."""
 
-    name = "fake"
+    name, gives = "fake", "images"
 
     def __init__(self, size: int, broken: tuple[int, ...] = (), cut_at: int | None = None) -> None:
         self.size, self.broken, self.cut_at = size, broken, cut_at
@@ -34,6 +34,9 @@ class FakeSource:
                 raise DataError(f"cut off at {i}")
             self.handed_out += 1
             yield Item(f"k{i}", {"i": i}, partial(self._open, i))
+
+    def reordered(self, seed: int) -> "FakeSource":
+        raise NotImplementedError
 
     def _open(self, i: int) -> Any:
         self.opened.append(i)

@@ -1,6 +1,8 @@
 """Reading a store: in order, at random, shuffled and resumable; and never a broken one."""
 
 import json
+import threading
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vision_sae.errors import DataError, StoreError
+from vision_sae.errors import DataError, StoreError, UnknownName
 from vision_sae.provenance import Provenance
-from vision_sae.store import MemoryStore, Row, Store, StoreIndex, StoreWriter
+from vision_sae.store import MemoryStore, Row, Store, StoreIndex, StoreWriter, reader
+from vision_sae.store.index import DTYPES
+from vision_sae.store.order import shuffled
 
 IMAGES, TOKENS, WIDTH = 10, 3, 2
 ACTS = torch.arange(IMAGES * TOKENS * WIDTH).view(IMAGES, TOKENS, WIDTH).float()
@@ -23,12 +27,19 @@ INDEX = StoreIndex(
 )  # fmt: skip
 
 
-def write(folder: Path, *, finish: bool = True) -> Path:
+def write(
+    folder: Path, index: StoreIndex = INDEX, *, acts: Tensor = ACTS, finish: bool = True
+) -> Path:
     """Shards of 4, 4 and 2 images."""
-    writer = StoreWriter(folder, INDEX, shard_bytes=4 * TOKENS * WIDTH * 4)
-    writer.add(ACTS, [Row(i, f"k{i}", {"i": i}) for i in range(IMAGES)])
+    image = acts[0].numel() * DTYPES[index.dtype].itemsize
+    writer = StoreWriter(folder, index, shard_bytes=4 * image)
+    images = IMAGES if finish else 8
+    writer.add(acts[:images], [Row(i, f"k{i}", {"i": i}) for i in range(images)])
     if finish:
         writer.finish()
+    else:
+        writer.flush()
+        writer.close()
     return folder
 
 
@@ -56,6 +67,19 @@ def test_acts_gives_images_in_the_order_asked(store: Store, images: list[int]) -
 def test_acts_refuses_an_image_that_is_not_there(store: Store, image: int) -> None:
     with pytest.raises(DataError, match=f"no image {image} in .* holds 10"):
         store.acts([0, image])
+
+
+@given(st.lists(st.integers(0, IMAGES * TOKENS - 1), max_size=50))
+def test_take_gives_rows_in_the_order_asked(store: Store, rows: list[int]) -> None:
+    wanted = ACTS.flatten(0, 1)[rows]
+    assert torch.equal(store.take(rows), wanted)
+    assert torch.equal(store.take(torch.tensor(rows, dtype=torch.int64)), wanted)
+
+
+@pytest.mark.parametrize("row", [-1, IMAGES * TOKENS])
+def test_take_refuses_a_row_that_is_not_there(store: Store, row: int) -> None:
+    with pytest.raises(DataError, match=f"no row {row} in .* holds 30"):
+        store.take([0, row])
 
 
 def numbers(batches: Any, count: int) -> Tensor:
@@ -112,6 +136,125 @@ def test_a_sample_draws_without_replacement(store: Store, n: int) -> None:
     assert len(rows) == min(n, store.rows) == len(rows.unique(dim=0))
 
 
+def test_locate_says_where_a_row_came_from(store: Store) -> None:
+    for batch, rows in enumerate(numbers(store.batches(7, seed=5), 6)):
+        for row, number in enumerate(rows.tolist()):
+            image, token = divmod(number, TOKENS)
+            place = (
+                f"row {number} (shard 0000{image // 4}, image {image} 'k{image}', token {token})"
+            )
+            assert store.locate(7, 5, batch, row) == place
+
+
+def test_batches_are_read_ahead_by_a_thread_that_ends_with_them(store: Store) -> None:
+    batches = store.batches(4, seed=3)
+    seen = [next(batches) for _ in range(3)]
+    assert [t.name for t in threading.enumerate()].count("prefetch") == 1
+    del batches
+    assert "prefetch" not in [t.name for t in threading.enumerate()]
+    order = shuffled(store.rows, 4, seed=3, start=0)
+    assert all(torch.equal(batch, store.take(next(order))) for batch in seen)
+
+
+def test_a_sample_is_the_first_batch(store: Store) -> None:
+    assert torch.equal(store.sample(9, seed=2), next(store.batches(9, seed=2)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_comes_as_float32(tmp_path: Path, dtype: str) -> None:
+    write(tmp_path, INDEX.model_copy(update={"dtype": dtype}))
+    store = Store(tmp_path)
+    for rows in (store.take(range(30)), store.acts(range(10)).flatten(0, 1)):
+        assert rows.dtype == torch.float32 and torch.equal(rows, ACTS.flatten(0, 1))
+
+
+# ---- one denoising step
+
+STEPS = (900, 500, 20)
+CALLS = INDEX.provenance.model_copy(update={"timesteps": STEPS, "half": "both"})
+SLOTS = 2 * len(STEPS)  # two halves of guidance at each step
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Ten images of 3 steps x 2 halves x 3 positions; a row holds its own number, twice."""
+    index = INDEX.model_copy(update={"provenance": CALLS, "tokens_per_image": SLOTS * TOKENS})
+    rows = torch.arange(IMAGES * SLOTS * TOKENS).view(IMAGES, -1, 1).expand(-1, -1, WIDTH).float()
+    return Store(write(tmp_path_factory.mktemp("steps"), index, acts=rows))
+
+
+@pytest.mark.parametrize("timestep", STEPS)
+def test_a_step_s_view_reads_that_step_s_rows(steps: Store, timestep: int) -> None:
+    view, i = steps.at(timestep), STEPS.index(timestep)
+    whole = torch.cat(list(steps.in_order())).view(IMAGES, len(STEPS), 2 * TOKENS, WIDTH)
+    wanted = whole[:, i]
+    rows = wanted.flatten(0, 1)
+    assert (view.rows, view.width, view.images) == (60, WIDTH, IMAGES) and view.keys == steps.keys
+    assert torch.equal(torch.cat(list(view.in_order(3))), wanted)
+    assert torch.equal(view.acts([7, 2]), wanted[[7, 2]])
+    assert torch.equal(view.take(range(60)), rows)
+    order = shuffled(60, 7, seed=1, start=4)
+    assert torch.equal(next(view.batches(7, seed=1, start=4)), rows[next(order)])
+    assert set(view.sample(60)[:, 0].tolist()) == set(rows[:, 0].tolist())
+
+
+def test_a_step_s_view_says_what_it_is_and_the_store_stays_whole(steps: Store) -> None:
+    view = steps.at(500)
+    assert view.index.tokens_per_image == 2 * TOKENS
+    assert view.index.provenance == CALLS.model_copy(update={"timesteps": (500,)})
+    assert torch.equal(view.at(500).take(range(60)), view.take(range(60)))
+    assert steps.index.provenance.timesteps == STEPS and steps.rows == 180
+    row = view.sample(1)[0, 0].long()
+    image, token = divmod(int(row) - 2 * TOKENS, SLOTS * TOKENS)
+    assert f"image {image} 'k{image}', token {token})" in view.locate(1, 0, 0, 0)
+
+
+def test_a_step_that_was_not_kept_is_refused(store: Store, steps: Store) -> None:
+    with pytest.raises(DataError, match="no timestep 1 in .*, which holds 900, 500, 20"):
+        steps.at(1)
+    with pytest.raises(DataError, match="no timestep 20 in .*, which holds 500$"):
+        steps.at(500).at(20)
+    with pytest.raises(DataError, match="no timestep 1 in .*, which holds no steps"):
+        store.at(1)
+
+
+# ---- several sites
+
+
+@pytest.fixture
+def two_sites(tmp_path: Path) -> Path:
+    for name in ("a.0", "b"):
+        write(tmp_path / name)
+    (tmp_path / "sites.json").write_text('{"sites": {"a.0:update": "a.0", "b": "b"}}')
+    return tmp_path
+
+
+def test_a_folder_of_several_sites_names_them(two_sites: Path) -> None:
+    with pytest.raises(StoreError, match="stores of several sites; choose one of .*a.0, .*b$"):
+        Store(two_sites)
+
+
+def test_a_site_s_store_is_opened_by_its_site(two_sites: Path, tmp_path: Path) -> None:
+    store = Store.of_site(two_sites, "a.0:update")
+    assert store.folder == two_sites / "a.0" and torch.equal(store.acts([3]), ACTS[3:4])
+    with pytest.raises(UnknownName, match="no site 'a.0'; there are: a.0:update, b"):
+        Store.of_site(two_sites, "a.0")
+
+
+def test_a_store_of_one_site_is_opened_by_it_too(two_sites: Path) -> None:
+    assert Store.of_site(two_sites / "b", "s").images == IMAGES
+    with pytest.raises(UnknownName, match="no site 't'; there are: s"):
+        Store.of_site(two_sites / "b", "t")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"sites": ["a"]}', '{"sites": {"a": 1}}'])
+def test_a_list_of_sites_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sites.json").write_text(text)
+    for opening in (lambda: Store(tmp_path), lambda: Store.of_site(tmp_path, "a")):
+        with pytest.raises(StoreError, match="sites.json does not hold .*site: sub-folder"):
+            opening()
+
+
 # ---- what is refused
 
 
@@ -122,18 +265,109 @@ def flip(path: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 20, -1])
-def test_a_flipped_bit_names_the_shard(tmp_path: Path, at: int) -> None:
+def test_a_flipped_bit_names_the_shard_when_it_is_read(tmp_path: Path, at: int) -> None:
     write(tmp_path)
     flip(tmp_path / "00001.safetensors", at)
-    with pytest.raises(StoreError, match="00001.safetensors is corrupt .*--overwrite"):
-        Store(tmp_path)
+    store = Store(tmp_path)
+    assert torch.equal(store.acts([0, 9]), ACTS[[0, 9]])
+    reading: list[Callable[[], object]] = [
+        lambda: store.acts([4]),
+        lambda: store.take([4 * TOKENS]),
+        lambda: list(store.in_order()),
+        lambda: next(store.batches(store.rows)),
+        lambda: store.sample(store.rows),
+        store.check,
+        Store(tmp_path, verify=False).check,
+    ]
+    for read in reading:
+        with pytest.raises(StoreError, match="00001.safetensors is corrupt .*--overwrite"):
+            read()
+
+
+def test_unverified_values_are_read_as_they_are(tmp_path: Path) -> None:
+    write(tmp_path)
+    flip(tmp_path / "00001.safetensors", -1)
+    store = Store(tmp_path, verify=False)
+    assert torch.equal(store.acts([4]), ACTS[4:5]) and not torch.equal(store.acts([7]), ACTS[7:8])
+
+
+def test_a_shard_is_verified_once_and_only_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str] = []
+    real = reader.sha256
+    monkeypatch.setattr(reader, "sha256", lambda path: verified.append(path.name) or real(path))
+    monkeypatch.setattr(reader, "MAPS", 1)  # each shard is mapped anew, not verified anew
+    store = Store(write(tmp_path))
+    assert verified == []
+    for _ in range(2):
+        assert torch.equal(store.acts([9, 0, 8]), ACTS[[9, 0, 8]])
+        assert verified == ["00002.safetensors", "00000.safetensors"]
+    store.check()
+    assert verified[2:] == [f"0000{i}.safetensors" for i in range(3)]
+    list(store.in_order())
+    assert len(verified) == 5
+
+
+@pytest.mark.parametrize("maps", [1, 2, 3])
+def test_few_maps_at_a_time_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maps: int
+) -> None:
+    monkeypatch.setattr(reader, "MAPS", maps)
+    store = Store(write(tmp_path))
+    for _ in range(3):
+        assert torch.equal(torch.cat(list(store.in_order())), ACTS)
+        assert torch.equal(store.take(range(store.rows)), ACTS.flatten(0, 1))
+        assert len(store._shards.maps) == maps
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+def test_mapped_shards_hold_no_files_open(tmp_path: Path) -> None:
+    store = Store(write(tmp_path))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    store.acts(range(IMAGES))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_broken_header_is_refused_even_unverified(tmp_path: Path) -> None:
     write(tmp_path)
     flip(tmp_path / "00002.safetensors", 7)
+    store = Store(tmp_path, verify=False)
     with pytest.raises(StoreError, match="00002.safetensors is corrupt"):
-        Store(tmp_path, verify=False)
+        store.acts([9])
+
+
+def test_a_shard_of_another_shape_is_refused_even_unverified(tmp_path: Path) -> None:
+    index = write(tmp_path) / "index.json"
+    (tmp_path / "00001.safetensors").write_bytes((tmp_path / "00002.safetensors").read_bytes())
+    changed = json.loads(index.read_text())
+    changed["shards"][1]["bytes"] = changed["shards"][2]["bytes"]
+    index.write_text(json.dumps(changed))
+    store = Store(tmp_path, verify=False)
+    with pytest.raises(
+        StoreError, match=r"00001.safetensors is corrupt \(it holds \(2, 3, 2\) torch.float32, the "
+    ):
+        store.acts([4])
+
+
+def test_a_cut_off_shard_is_refused_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path) / "00001.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-5])
+    message = (
+        f"00001.safetensors is corrupt .it has {size - 5} bytes, the index says {size}.*--over"
+    )
+    for verify in (True, False):
+        with pytest.raises(StoreError, match=message):
+            Store(tmp_path, verify=verify)
+
+
+def test_a_shard_that_goes_away_is_named_when_it_is_read(tmp_path: Path) -> None:
+    stores = [Store(write(tmp_path)), Store(tmp_path, verify=False)]
+    (tmp_path / "00001.safetensors").unlink()
+    for store in stores:
+        with pytest.raises(StoreError, match="00001.safetensors .*No such file"):
+            store.acts([5])
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -183,8 +417,8 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str, message: st
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path) / "index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_number": 2}))
-    with pytest.raises(StoreError, match="has schema 2; this version reads 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_number": 1}))
+    with pytest.raises(StoreError, match="has schema 1; this version reads 2"):
         Store(tmp_path)
 
 

@@ -2,8 +2,10 @@
 
 import errno
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ def index(**changes: Any) -> StoreIndex:
     where = Provenance(model="m", fingerprint="f", site="s", tokens="all", data="d")
     plain = StoreIndex(
         provenance=where, dtype="float32", width=WIDTH, tokens_per_image=TOKENS,
-        prefix_tokens=1, grid=(1, 1),
+        prefix_tokens=1, grid=(1, 1), source_images=SIZE,
     )  # fmt: skip
     return plain.model_copy(update=changes)
 
@@ -45,14 +47,15 @@ def run(folder: Path, batch: int = 3, **options: Any) -> StoreIndex:
     writer = StoreWriter(folder, index(), shard_bytes=SHARD_BYTES, **options)
     if writer.index.complete:
         return writer.index
-    for start in range(writer.index.seen, SIZE, batch):
+    for start in range(0, SIZE, batch):
         positions = range(start, min(start + batch, SIZE))
-        for p in positions:
-            if p in BROKEN:
-                writer.skip(row(p), "broken")
-        good = [p for p in positions if p not in BROKEN]
-        if good:
-            writer.add(torch.stack([acts_of(p) for p in good]), [row(p) for p in good])
+        for broken, some in groupby(positions, lambda p: p in BROKEN):
+            group = list(some)
+            if broken:
+                for p in group:
+                    writer.skip(row(p), "broken")
+            else:
+                writer.add(torch.stack([acts_of(p) for p in group]), [row(p) for p in group])
     return writer.finish()
 
 
@@ -87,7 +90,7 @@ def test_round_trip(
     generator = torch.Generator().manual_seed(seed)
     acts = torch.randn(n, tokens, width, generator=generator) * 100
     rows = [Row(i * gap, f"key/{i} ü", {"label": i, "x": [None, 0.5]}) for i in range(n)]
-    job = index(tokens_per_image=tokens, width=width, dtype=dtype)
+    job = index(tokens_per_image=tokens, width=width, dtype=dtype, source_images=None)
     stored_dtype = getattr(torch, dtype)
     with tempfile.TemporaryDirectory() as folder:
         per_shard = shard_images * tokens * width * stored_dtype.itemsize
@@ -100,9 +103,8 @@ def test_round_trip(
         assert (store.images, store.rows, store.width) == (n, n * tokens, width)
         assert store.keys == [r.key for r in rows] and store.about == [r.about for r in rows]
         assert store.positions == [r.position for r in rows]
-        assert [s.images for s in store.index.shards] == [
-            min(shard_images, n - i) for i in range(0, n, shard_images)
-        ]
+        in_shards = Counter(r.position // shard_images for r in rows)
+        assert [s.images for s in store.index.shards] == list(in_shards.values())
         del store
 
 
@@ -167,7 +169,7 @@ def test_death_at_any_file_operation_loses_nothing(
     half_written: bool,
 ) -> None:
     total = operations_of_a_run(tmp_path / "whole", monkeypatch)
-    assert total == 1 + 3 * 3 + 1  # the index; sidecar, shard and index of each; the end
+    assert total == 1 + 5 * 2 - 1 + 1  # the index; shard and sidecar of each; the end
     for operations in range(total):
         folder = tmp_path / str(operations)
         with (

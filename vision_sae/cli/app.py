@@ -10,6 +10,7 @@ from vision_sae.cli import demo, many, show, steps
 from vision_sae.cli.options import (
     Acts,
     BatchSize,
+    BufferRows,
     Centre,
     Config,
     Data,
@@ -26,6 +27,10 @@ from vision_sae.cli.options import (
     Seed,
     Set,
     Steps,
+    StoredActs,
+    StreamData,
+    StreamModel,
+    StreamSite,
     Targets,
     Validation,
     ValidationTargets,
@@ -59,34 +64,45 @@ class Dtype(StrEnum):
 @app.command()
 def extract(
     model: Model,
-    site: Annotated[str, typer.Option(help="A module path; `vision-sae sites` lists them.")],
+    site: Annotated[
+        list[str],
+        typer.Option(
+            help="A module's path, which `vision-sae sites` lists; PATH:update is its output minus "
+            "its input, PATH:input its input, PATH:heads an attention module's heads. May be given "
+            "many times: one pass serves all, each has its store in OUT/SITE."
+        ),
+    ],
     data: Data,
     out: Annotated[Path, typer.Option(help="The folder to write the store to.")],
     tokens: Annotated[Which, typer.Option(help="Which tokens to keep.")] = Which.all,
     batch_size: int = 64,
     dtype: Dtype = Dtype.float32,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse broken images.")] = False,
+    device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model's activations on images to disk; run again to resume.
+    """Write a model's activations on images or prompts to disk; run again to resume.
 
     Example: `vision-sae extract --model emoji-clip --site visual.transformer.resblocks.4
     --data emoji-canvas --out acts/`
+
+    Example: `torchrun --nproc-per-node 2 -m vision_sae extract --model emoji-clip
+    --site visual.transformer.resblocks.4 --data emoji-canvas --out acts/` shares the images
     """
+    options = {"tokens": tokens.value, "batch_size": batch_size, "dtype": dtype.value}
+    options |= {"strict": strict, "overwrite": overwrite}
     with show.errors():
-        steps.extract(
-            model, site, data, out, tokens.value, batch_size, dtype.value, strict, overwrite
-        )
+        steps.extract(steps.Extraction(model, site, data, out, device, options))
 
 
 @app.command()
-def sites(model: Model, data: Data = "emoji-canvas") -> None:
-    """List the module paths of a model and what each gives.
+def sites(model: Model, data: Data = "emoji-canvas", json: Json = False) -> None:
+    """List the modules of a model as a tree, with what each gives.
 
     Example: `vision-sae sites --model emoji-clip`
     """
     with show.errors():
-        steps.sites(model, data)
+        steps.sites(model, data, json)
 
 
 class Share(StrEnum):
@@ -96,10 +112,17 @@ class Share(StrEnum):
 
 @app.command()
 def train(
-    acts: Acts,
     out: Annotated[
         Path, typer.Option(help="The folder to save the SAE to.", rich_help_panel="Data")
     ],
+    acts: StoredActs = None,
+    model: StreamModel = None,
+    site: StreamSite = None,
+    data: StreamData = None,
+    tokens: Annotated[
+        Which, typer.Option(help="Which tokens to read.", rich_help_panel="Stream")
+    ] = Which.all,
+    buffer_rows: BufferRows = 2**17,
     targets: Targets = None,
     validate_on: Validation = None,
     validate_targets: ValidationTargets = None,
@@ -133,7 +156,7 @@ def train(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train an SAE on stored activations; run again to resume.
+    """Train an SAE on stored activations, or on a model while it runs; run again to resume.
 
     Example: `vision-sae train --acts acts/ --family topk --k 16 --expansion 16 --out sae/`
 
@@ -142,13 +165,18 @@ def train(
 
     Example: `torchrun --nproc-per-node 2 -m vision_sae train --parallel rows --acts acts/
     --out sae/`
+
+    Example: `vision-sae train --model emoji-clip --site visual.transformer.resblocks.4
+    --data emoji-canvas --k 16 --out sae/` stores no activations
     """
     flags = {"family": family, "k": k, "expansion": expansion, "steps": steps_}
     flags |= {"batch_size": batch_size, "lr": lr, "centre": centre, "seed": seed}
     with show.errors():
         settings = settings_from(config, set_, {**flags, "skip": skip or None})
         held_out = (validate_on, validate_targets)
-        job = steps.Training(acts, out, targets, *held_out, start, overwrite, device)
+        live = {"tokens": tokens.value, "buffer_rows": buffer_rows}
+        read = steps.reads(acts, model, site, data, device, live)
+        job = steps.Training(read, out, targets, *held_out, start, overwrite, device)
         steps.train(job, settings, parallel.value if parallel else None)
 
 

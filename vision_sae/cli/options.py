@@ -14,6 +14,28 @@ from vision_sae.jobs.suite import read_json
 Acts = Annotated[
     Path, typer.Option(help="A folder of activations, made by extract.", rich_help_panel="Data")
 ]
+StoredActs = Annotated[
+    Path | None,
+    typer.Option(
+        "--acts", help="A folder of activations, made by extract.", rich_help_panel="Data"
+    ),
+]
+StreamModel = Annotated[
+    str | None,
+    typer.Option("--model", help="In place of --acts: the model.", rich_help_panel="Stream"),
+]
+StreamSite = Annotated[
+    str | None,
+    typer.Option("--site", help="In place of --acts: where to read.", rich_help_panel="Stream"),
+]
+StreamData = Annotated[
+    str | None,
+    typer.Option("--data", help="In place of --acts: its images.", rich_help_panel="Stream"),
+]
+BufferRows = Annotated[
+    int,
+    typer.Option(min=1, help="Rows that are shuffled together.", rich_help_panel="Stream"),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of a table.")]
 Model = Annotated[

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from vision_sae.errors import VisionSAEError
 
@@ -70,6 +71,17 @@ def table(title: str, rows: Mapping[str, Any]) -> None:
     for name, value in rows.items():
         grid.add_row(name, number(value))
     results.print(grid)
+
+
+def tree(title: str, paths: Iterable[str], notes: Mapping[str, str]) -> None:
+    """Dotted paths as a tree, each parent before its children, with what is known of some."""
+    root = Tree(title)
+    branches = {"": root}
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        note = f"  {notes[path]}" if path in notes else ""
+        branches[path] = branches.get(parent, root).add(f"{name}{note}")
+    results.print(root, soft_wrap=True)
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,5 +1,7 @@
 """What each command does, between its options and its output."""
 
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,34 +10,57 @@ from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.cli import show
 from vision_sae.data import ImageSource, open_data
 from vision_sae.data.decode import first_image
-from vision_sae.errors import DataError
-from vision_sae.extract import extract as run_extract
+from vision_sae.errors import ConfigError
+from vision_sae.extract import check_source
+from vision_sae.files import size
+from vision_sae.jobs.extraction import folder_of
 from vision_sae.latents import Scan, scan
 from vision_sae.naming import read_vocabulary, top_images
-from vision_sae.probing import probe_site
-from vision_sae.provenance import Tokens
+from vision_sae.probing import all_sites
 from vision_sae.report import write_report
 from vision_sae.report.gather import shown_images
 from vision_sae.sae import SAE
+from vision_sae.sites import Site
 from vision_sae.store import Store, StoreIndex
-from vision_sae.store.index import DType
+from vision_sae.stream import Stream
 from vision_sae.train import TrainConfig
 
 
-def extract(
-    model: str, site: str, data: str, out: Path, tokens: Tokens, batch_size: int, dtype: DType,
-    strict: bool, overwrite: bool,
-) -> StoreIndex:  # fmt: skip
-    adapter, source = load_adapter(model), open_data(data)
-    with show.progress("extract", len(source), "images") as advance:
-        index = run_extract(
-            adapter, source, site, out, tokens=tokens, batch_size=batch_size, dtype=dtype,
-            strict=strict, overwrite=overwrite, on_images=lambda n: advance(n, ""),
-        )  # fmt: skip
+class Extraction(NamedTuple):
+    """What an extraction reads, how, and where it writes."""
+
+    model: str
+    sites: list[str]
+    data: str
+    out: Path
+    device: str | None = None
+    options: dict[str, Any] = {}
+
+
+def extract(job: Extraction) -> dict[str, StoreIndex]:
+    with parallel.join() as group:  # alone without torchrun
+        adapter, source = load_adapter(job.model), open_data(job.data)
+        adapter.model.to(job.device or group.device)
+        shown = group.rank == 0
+        # several processes: each tells of its own images, and this one's speak for all
+        with show.progress("extract", len(source), "images", shown=shown) as advance:
+            found = jobs.extract_to(
+                adapter, source, job.sites, job.out, group=group, **job.options,
+                on_images=lambda n: advance(n, ""),
+            )  # fmt: skip
+        if shown:
+            for site, index in found.items():
+                _tell(index, job.out if len(found) == 1 else job.out / folder_of(site))
+    return found
+
+
+def _tell(index: StoreIndex, folder: Path) -> None:
     _report_skipped(index)
     rows = index.images * index.tokens_per_image
-    show.console.print(f"{rows:,} vectors of {index.width} from {index.images:,} images in {out}")
-    return index
+    show.console.print(
+        f"{rows:,} vectors of {index.width} from {index.images:,} images "
+        f"({size(rows * index.row_bytes)}) in {folder}"
+    )
 
 
 def _report_skipped(index: StoreIndex) -> None:
@@ -48,24 +73,33 @@ def _report_skipped(index: StoreIndex) -> None:
             show.console.print(f"  {line}")
 
 
-def sites(model: str, data: str) -> None:
-    adapter = load_adapter(model)
-    example, rows = adapter.prepare([first_image(open_data(data))]), {}
-    for path, _ in adapter.model.named_modules():
-        try:
-            site = probe_site(adapter, path, example) if path else None
-        except DataError:  # no tensor, or not part of the image's forward pass
-            continue
-        if site:
-            grid = f", {site.grid[0]} x {site.grid[1]} patches" if site.grid else ""
-            rows[path] = f"{site.layout} {site.tokens} x {site.width}{grid}"
-    show.table(f"sites of {adapter.name}", rows)
+def sites(model: str, data: str, as_json: bool = False) -> None:
+    adapter, source = load_adapter(model), open_data(data)
+    check_source(adapter, source)
+    found = all_sites(adapter, adapter.prepare([first_image(source)]))
+    if as_json:
+        show.as_json({path: asdict(site) for path, site in found.items()})
+        return
+    said = {path: _laid_out(site) for path, site in found.items()}
+    modules = [path for path, _ in adapter.model.named_modules() if path]
+    show.tree(
+        f"sites of {adapter.name}", [p for p in modules if p in said or _leads(p, said)], said
+    )
+
+
+def _leads(path: str, sites: Iterable[str]) -> bool:
+    return any(site.startswith(f"{path}.") for site in sites)
+
+
+def _laid_out(site: Site) -> str:
+    grid = f", {site.grid[0]} x {site.grid[1]} patches" if site.grid else ""
+    return f"{site.layout} {site.tokens} x {site.width}{grid}"
 
 
 class Training(NamedTuple):
     """Where a training reads and writes."""
 
-    acts: Path
+    acts: Path | Extraction  # a folder, or the model that gives them while training
     out: Path
     targets: Path | None = None
     validation: Path | None = None
@@ -76,9 +110,9 @@ class Training(NamedTuple):
 
 
 def train(job: Training, settings: dict[str, Any], share: parallel.Kind | None = None) -> SAE:
-    store, steps = Store(job.acts), settings.get("steps", TrainConfig().steps)
-    steps = TrainConfig.of(steps=steps).steps
+    steps = TrainConfig.of(steps=settings.get("steps", TrainConfig().steps)).steps
     with parallel.join(share or "rows") as group:  # alone without torchrun
+        store = _acts(job.acts, group.device)
         with show.progress("train", steps, "steps", shown=group.rank == 0) as advance:
             bar = Follower(advance)
             sae = jobs.train_store(
@@ -91,6 +125,33 @@ def train(job: Training, settings: dict[str, Any], share: parallel.Kind | None =
         if group.rank == 0:
             show.console.print(f"{sae.config.s:,} latents in {job.out}")
     return sae
+
+
+def reads(
+    acts: Path | None, model: str | None, site: str | None, data: str | None,
+    device: str | None, options: dict[str, Any],
+) -> Path | Extraction:  # fmt: skip
+    """A store or a stream. Raises ConfigError for both, neither, or half of a stream."""
+    live = {"--model": model, "--site": site, "--data": data}
+    given = [name for name, value in live.items() if value]
+    if acts and not given:
+        return acts
+    if acts or not (model and site and data):
+        raise ConfigError(
+            "a training reads --acts, or --model, --site and --data together; got "
+            f"{', '.join([*(['--acts'] if acts else []), *given]) or 'none of them'}"
+        )
+    return Extraction(model, [site], data, Path(), device, options)
+
+
+def _acts(acts: Path | Extraction, device: str) -> Store | Stream:
+    if isinstance(acts, Path):
+        return Store(acts)
+    if len(acts.sites) != 1:
+        raise ConfigError(f"a training reads one site; got {', '.join(acts.sites) or 'none'}")
+    adapter = load_adapter(acts.model)
+    adapter.model.to(acts.device or device)
+    return Stream(adapter, open_data(acts.data), acts.sites[0], **acts.options)
 
 
 def _store(folder: Path | None) -> Store | None:

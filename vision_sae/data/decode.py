@@ -1,4 +1,4 @@
-"""Decode a source's images ahead of their use."""
+"""Decode a source's images ahead of their use; prompts pass through in the same way."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -10,7 +10,10 @@ from vision_sae.errors import ConfigError, DataError
 
 
 class Decoded(NamedTuple):
-    """One image of a source; a broken one has no `image`, and `error` says why."""
+    """One image of a source; a broken one has no `image`, and `error` says why.
+
+    Of a source that gives texts, `image` is the Prompt.
+    """
 
     position: int
     key: str

@@ -3,11 +3,10 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from typing import Any
 
+from vision_sae.data.indexed import IndexedSource
 from vision_sae.data.rgb import ENDINGS, to_rgb
 from vision_sae.data.source import Item
 from vision_sae.errors import DataError
@@ -15,7 +14,7 @@ from vision_sae.errors import DataError
 log = logging.getLogger(__name__)
 
 
-class FolderSource:
+class FolderSource(IndexedSource):
     """Images in order of class and file name; a class-per-folder tree gives about["label"].
 
     Keys are file names without endings, `cat/001` in a tree. Raises DataError without any image.
@@ -46,10 +45,10 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def items(self, start: int = 0) -> Iterator[Item]:
-        for key, path in islice(self._rows, start, None):
-            about: dict[str, Any] = {"label": os.path.dirname(path)} if self._labelled else {}
-            yield Item(key, about, partial(to_rgb, os.path.join(self.name, path), key))
+    def item(self, i: int) -> Item:
+        key, path = self._rows[i]
+        about: dict[str, Any] = {"label": os.path.dirname(path)} if self._labelled else {}
+        return Item(key, about, partial(to_rgb, os.path.join(self.name, path), key))
 
 
 def _join(label: str, name: str) -> str:

@@ -16,14 +16,18 @@ def to_rgb(file: str | BytesIO, key: str) -> Any:
     Raises DataError that names the key and the reason.
     """
     pil = require("PIL.Image", "images")
-    upright = require("PIL.ImageOps", "images").exif_transpose
     try:
         with pil.open(file) as image:
-            return _opaque(upright(image))
+            return upright_rgb(image)
     except pil.UnidentifiedImageError as error:
         raise DataError(f"{key}: not an image that Pillow can read") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise DataError(f"{key}: {error or type(error).__name__}") from error
+
+
+def upright_rgb(image: Any) -> Any:
+    """A PIL image as `to_rgb` gives it. Raises what Pillow raises, DataError for float pixels."""
+    return _opaque(require("PIL.ImageOps", "images").exif_transpose(image))
 
 
 def _opaque(image: Any) -> Any:

@@ -1,58 +1,67 @@
-"""WebDataset shards on local disks: `shards/{000..009}.tar`, `shards/*.tar.gz`."""
+"""WebDataset shards: `shards/{000..009}.tar`, `shards/*.tar.gz`, `https://...`, `pipe:...`."""
 
+import copy
 import glob
 import json
 import os
-import sys
 from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
-from itertools import islice
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
+from vision_sae.data.indexed import permutation, shuffled_name
 from vision_sae.data.rgb import ENDINGS as IMAGE_ENDINGS
 from vision_sae.data.rgb import to_rgb
-from vision_sae.data.source import Item
-from vision_sae.data.tar_rows import Row, rows
+from vision_sae.data.shard import Shard
+from vision_sae.data.source import Gives, Item
+from vision_sae.data.streams import is_stream
+from vision_sae.data.tar_rows import Row
 from vision_sae.errors import DataError, require
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
-HEADERS_ONLY = sys.maxsize
 
 
 class ShardSource:
     """The rows that hold an image, shard by shard; keys are the shards' own.
 
-    `about` is the row's .json, with its .cls as `label` and its .txt as `caption`. Raises DataError
-    for a shard that is missing, cut off or damaged, and when there is no image at all.
+    `about` is the row's .json, with its .cls as `label` and its .txt as `caption`. The length of
+    shards behind addresses and pipes is found by reading them once. Raises DataError for a shard
+    that is missing, cut off or damaged, and when there is no image at all.
     """
 
+    gives: Gives = "images"
+
     def __init__(self, pattern: str) -> None:
-        self.name = _absolute(os.path.expanduser(pattern))
-        self.shards = _find(self.name)
-        self._counts: dict[str, int] = {}
-        if not any(True for shard in self.shards for _ in rows(shard, HEADERS_ONLY)):
+        place = _file_path(pattern) if pattern.startswith("file:") else pattern
+        self.name = place if is_stream(place) else _absolute(os.path.expanduser(place))
+        self.shards = [Shard(place) for place in _find(self.name)]
+        if not any(True for shard in self.shards for _ in shard.rows()):
             raise DataError(f"no images in {pattern}; looked for {', '.join(IMAGE_ENDINGS)}")
 
     def __len__(self) -> int:
-        return sum(self._count(shard) for shard in self.shards)
+        return sum(len(shard) for shard in self.shards)
 
     def items(self, start: int = 0) -> Iterator[Item]:
         for shard in self.shards:
-            if start and self._count(shard) <= start:
-                start -= self._count(shard)
+            if start and len(shard) <= start:
+                start -= len(shard)
                 continue
-            for row in islice(rows(shard, start), start, None):
-                yield Item(
-                    row.key, _about(row, shard), partial(_decode, row.files[row.image], row.key)
-                )
+            for row in shard.rows(start):
+                about = _about(row, shard.place)
+                yield Item(row.key, about, partial(_decode, row.files[row.image], row.key))
             start = 0
 
-    def _count(self, shard: str) -> int:
-        """Reads a shard's headers, once."""
-        if shard not in self._counts:
-            self._counts[shard] = sum(1 for _ in rows(shard, HEADERS_ONLY))
-        return self._counts[shard]
+    def reordered(self, seed: int) -> "ShardSource":
+        """The shards in an order drawn from `seed`, each from front to back, as tar files want.
+
+        Raises ConfigError for a negative seed.
+        """
+        other = copy.copy(self)  # shares the shards, and so their lengths
+        other.name = shuffled_name(self.name, seed)
+        other.shards = [self.shards[i] for i in permutation(len(self.shards), seed)]
+        return other
 
 
 def _decode(image: bytes, key: str) -> Any:
@@ -72,6 +81,12 @@ def _about(row: Row, shard: str) -> dict[str, Any]:
     return about
 
 
+def _file_path(address: str) -> str:
+    """The path of `file:///x.tar`, `file:/x.tar`, `file:x.tar` or, as people write, `file://x.tar`."""
+    parts = urlparse(address)
+    return url2pathname(parts.netloc.removeprefix("localhost") + parts.path)
+
+
 def _absolute(pattern: str) -> str:
     """Put the working folder before a relative pattern, its own * and { taken literally."""
     if os.path.isabs(pattern):
@@ -86,16 +101,22 @@ def _find(pattern: str) -> list[str]:
     """Braces in their order, globs sorted. Raises DataError when a part matches no file."""
     if os.path.isfile(pattern):
         return [pattern]
-    try:
-        named = list(require("braceexpand", "images").braceexpand(pattern))
-    except ValueError as error:  # unbalanced braces
-        raise DataError(f"{pattern!r} has braces that do not match: {error}") from error
+    named = _braces(pattern)
+    if is_stream(pattern):
+        return named
     found = {name: [name] if os.path.isfile(name) else sorted(glob.glob(name)) for name in named}
     missing = [name for name, files in found.items() if not files]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(
-            f"no shard at {', '.join(missing[:3])}{more}; shards are local files, "
-            f"{', '.join(ENDINGS)}, as one path, with braces as in {{000..009}}.tar, or with *"
+            f"no shard at {', '.join(missing[:3])}{more}; local shards are {', '.join(ENDINGS)} "
+            "files, as one path, with braces as in {000..009}.tar, or with *"
         )
     return [file for files in found.values() for file in files]
+
+
+def _braces(pattern: str) -> list[str]:
+    try:
+        return list(require("braceexpand", "images").braceexpand(pattern))
+    except ValueError as error:  # unbalanced
+        raise DataError(f"{pattern!r} has braces that do not match: {error}") from error

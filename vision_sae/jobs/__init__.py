@@ -3,6 +3,7 @@
 images -> extract -> acts/ -> train -> sae/ -> evaluate -> name -> report -> report/index.html
 """
 
+from vision_sae.jobs.extraction import extract_to
 from vision_sae.jobs.findings import (
     findings_as_data,
     read_findings,
@@ -25,6 +26,7 @@ __all__ = [
     "SuiteIndex",
     "SweepIndex",
     "detect_factors",
+    "extract_to",
     "findings_as_data",
     "known_names",
     "load_sae",

@@ -1,4 +1,4 @@
-"""What SAEs are trained on, as stores: inputs, a transcoder's targets, rows held out to stop by."""
+"""What SAEs are trained on: inputs, a transcoder's targets, rows held out to stop by."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from vision_sae.metrics import Metrics
 from vision_sae.sae import SAE
 from vision_sae.source import Batch, Source
 from vision_sae.store import Paired, Store
+from vision_sae.stream import Stream
 
 HELD_OUT = 2**14  # rows that a validation reads
 MEASURED = 2**15  # rows that final metrics are of
@@ -20,9 +21,12 @@ MEASURED = 2**15  # rows that final metrics are of
 
 @dataclass
 class Material:
-    """Stores that belong together. Raises MismatchError when they do not."""
+    """Stores that belong together, or the stream of a running model in place of the first.
 
-    store: Store
+    Raises MismatchError when they do not belong together.
+    """
+
+    store: Store | Stream
     targets: Store | None = None
     held_out: Store | None = None
     held_out_targets: Store | None = None
@@ -35,6 +39,8 @@ class Material:
             )
         for inputs, outputs in ((self.store, self.targets), (self.held_out, self.held_out_targets)):
             if inputs and outputs:
+                if isinstance(inputs, Stream):
+                    raise ConfigError("a transcoder is trained on two stores, not on a stream")
                 check_paired(inputs, outputs)
         for held_out, store in ((self.held_out, self.store), (self.held_out_targets, self.targets)):
             if held_out and store:
@@ -60,9 +66,10 @@ class Material:
 
     def record(self) -> dict[str, str]:
         """The folders, for the SAE's config."""
-        named = {"acts": self.store, "targets": self.targets, "validated_on": self.held_out,
+        kind = "stream" if isinstance(self.store, Stream) else "acts"
+        named = {kind: self.store, "targets": self.targets, "validated_on": self.held_out,
                  "validation_targets": self.held_out_targets}  # fmt: skip
-        return {name: str(store.folder.resolve()) for name, store in named.items() if store}
+        return {name: _called(store) for name, store in named.items() if store}
 
     def measure(self, sae: SAE) -> Metrics:
         """Of a finished SAE, on a sample: of the held-out rows where there are some."""
@@ -70,11 +77,15 @@ class Material:
         return metrics.evaluate(sae, _pieces(source.sample(MEASURED, seed=2)))
 
 
-def _check_alike(held_out: Store, store: Store) -> None:
+def _called(store: Store | Stream) -> str:
+    return store.name if isinstance(store, Stream) else str(store.folder.resolve())
+
+
+def _check_alike(held_out: Store, store: Store | Stream) -> None:
     reason = store.index.provenance.differs(held_out.index.provenance)
     if reason:
         raise MismatchError(
-            f"{held_out.folder} cannot validate a training on {store.folder}: {reason}"
+            f"{held_out.folder} cannot validate a training on {_called(store)}: {reason}"
         )
 
 

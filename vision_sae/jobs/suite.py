@@ -12,7 +12,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from vision_sae.errors import (
     UnknownName,
     claim_folder,
 )
-from vision_sae.extract import describe, extract
+from vision_sae.extract import describe, extract_sites
 from vision_sae.files import write_json
 from vision_sae.jobs.material import Material
 from vision_sae.jobs.settings import recipe
@@ -47,7 +46,7 @@ from vision_sae.provenance import Tokens
 from vision_sae.sae import SAEConfig
 from vision_sae.sites import Site
 from vision_sae.store import Store, StoreIndex
-from vision_sae.store.index import DTYPES, DType
+from vision_sae.store.index import DType
 
 ACTS = "acts"
 FLOAT = 4  # bytes of a weight
@@ -111,8 +110,7 @@ class SitePlan(NamedTuple):
 
     @property
     def acts_bytes(self) -> int:
-        item = torch.empty((), dtype=DTYPES[self.store.dtype]).element_size()
-        return self.rows * self.store.width * item
+        return self.rows // self.store.tokens_per_image * self.store.image_bytes
 
     @property
     def sae_bytes(self) -> int:
@@ -130,8 +128,8 @@ class SuitePlan(NamedTuple):
 
     @property
     def images(self) -> int:
-        """Images times sites, which is how many forward passes extraction makes."""
-        return len(self.source) * len(self.sites)
+        """How many go through the model, once for all sites."""
+        return len(self.source)
 
 
 def run_suite(
@@ -259,16 +257,15 @@ def extract_suite(
     overwrite: bool = False,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> None:
-    """The stores of all sites; finished ones are left as they are."""
+    """The stores of all sites, in one pass; finished ones are left as they are."""
     config = plan.config
     _claim(plan, overwrite)
-    for site in plan.sites:
-        write_suite(plan)
-        extract(
-            plan.adapter, plan.source, site.site.name, site.folder / ACTS, tokens=config.tokens,
-            batch_size=config.batch_size, dtype=config.dtype, strict=config.strict,
-            overwrite=overwrite, on_images=on_images,
-        )  # fmt: skip
+    write_suite(plan)
+    extract_sites(
+        plan.adapter, plan.source, {site.site.name: site.folder / ACTS for site in plan.sites},
+        tokens=config.tokens, batch_size=config.batch_size, dtype=config.dtype,
+        strict=config.strict, overwrite=overwrite, on_images=on_images,
+    )  # fmt: skip
     write_suite(plan)
 
 

@@ -24,6 +24,7 @@ from vision_sae.jobs.training import claim_training, prepared
 from vision_sae.metrics import Metrics
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import Store
+from vision_sae.stream import Stream
 from vision_sae.train import Run, train_all
 
 INDEX = "index.json"
@@ -43,7 +44,8 @@ class Member(Frozen):
 class SweepIndex(Versioned):
     """What index.json holds."""
 
-    acts: str
+    acts: str | None = None
+    stream: str | None = None
     targets: str | None = None
     validated_on: str | None = None
     validation_targets: str | None = None
@@ -51,7 +53,7 @@ class SweepIndex(Versioned):
 
 
 def train_sweep(
-    store: Store,
+    store: Store | Stream,
     out: Path | str,
     grid: Mapping[str, Sequence[Any]],
     *,
@@ -235,7 +237,7 @@ def read_index(folder: Path) -> SweepIndex:
 def _check_same(
     folder: Path, found: SweepIndex, empty: SweepIndex, wanted: Mapping[str, Member]
 ) -> None:
-    names = ("acts", "targets", "validated_on", "validation_targets")
+    names = ("acts", "stream", "targets", "validated_on", "validation_targets")
     differ = [name for name in names if getattr(found, name) != getattr(empty, name)]
     for member in found.members:
         new = wanted.get(member.name, member).settings

@@ -20,13 +20,14 @@ from vision_sae.logs import METRICS, TrainingLog
 from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import Store
+from vision_sae.stream import Stream
 from vision_sae.train import OnLog, Run, TrainConfig, train_all
 from vision_sae.train.loop import SERIES
 from vision_sae.train.resume import DESCRIPTION, forget
 
 
 def train_store(
-    store: Store,
+    store: Store | Stream,
     out: Path | str,
     *,
     config: TrainConfig | None = None,
@@ -40,7 +41,7 @@ def train_store(
     device: str | None = None,
     **settings: Any,
 ) -> SAE:
-    """Train an SAE on a store and save it with its log; the same call resumes an interrupted run.
+    """Train an SAE on a store, or on a stream, and save it with its log; the same call resumes it.
 
     Settings are those of the command line: `family="relu", coefficient=3, expansion=16,
     dead="resample"`; those of the training win over `config`. With `targets`, a store of the same

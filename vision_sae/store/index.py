@@ -1,14 +1,20 @@
 """The index of a store: what the activations are, and which shards hold them.
 
-acts/index.json            this index, rewritten after each shard
+acts/index.json            this index
 acts/00000.safetensors     "activations" [images tokens width]
 acts/00000.json            the images' keys and what is known of them, in the same order
+
+Shard k holds the images at positions k * chunk to (k + 1) * chunk - 1 of the source, without those
+that could not be read. It is whole as soon as its .json is there, so that any process can write any
+shard, and what a dead one left out is found by looking.
 """
 
+import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 
 from vision_sae.config import Frozen, Versioned, first_difference, read_settings
 from vision_sae.errors import StoreError
@@ -24,19 +30,32 @@ class Shard(Frozen):
     name: str
     images: int
     sha256: str
+    bytes: int  # of the file
+
+
+class Sidecar(Frozen):
+    """What stands beside a shard, in the order of its images; `shard` is None without any."""
+
+    shard: Shard | None
+    positions: list[int]  # in the source
+    keys: list[str]
+    about: list[dict[str, Any]]
+    skipped: list[str] = []
 
 
 class StoreIndex(Versioned):
-    """`seen` is the position in the source at which a resumed run goes on."""
+    """`chunk` is the number of source positions that share a shard; 0: the writer's choice."""
 
+    schema_number: int = 2
     provenance: Provenance
     dtype: DType
     width: int
     tokens_per_image: int
     prefix_tokens: int  # of tokens_per_image, those that stand before the patches
     grid: tuple[int, int] | None
+    chunk: int = Field(0, ge=0)
+    source_images: int | None = None  # of the whole source, where that is known
     shards: list[Shard] = []
-    seen: int = 0
     skipped: list[str] = []
     complete: bool = False
 
@@ -44,13 +63,23 @@ class StoreIndex(Versioned):
     def images(self) -> int:
         return sum(shard.images for shard in self.shards)
 
+    @property
+    def row_bytes(self) -> int:
+        """Of one vector."""
+        return self.width * DTYPES[self.dtype].itemsize
+
+    @property
+    def image_bytes(self) -> int:
+        """Of the activations of one image."""
+        return self.tokens_per_image * self.row_bytes
+
     def differs(self, other: "StoreIndex") -> str | None:
         """What makes another run's rows not fit in, in words; None when nothing does."""
         shape = ("dtype", "width", "tokens_per_image", "prefix_tokens", "grid")
         return (
             self.provenance.differs(other.provenance)
             or first_difference(self, other, shape)
-            or first_difference(self.provenance, other.provenance, ["data"])
+            or first_difference(self.provenance, other.provenance, ["data", "timesteps"])
         )
 
     def write(self, folder: Path) -> None:
@@ -63,6 +92,28 @@ def read_index(folder: Path) -> StoreIndex:
     if not path.exists():
         raise StoreError(f"{folder} is no activation store: it has no {INDEX}")
     return read_settings(StoreIndex, path, StoreError)
+
+
+def finished_shards(folder: Path) -> dict[int, Path]:
+    """The .json of each shard that is whole, by number."""
+    found = (p for p in folder.glob("[0-9]*.json") if p.stem.isdecimal())
+    return {int(path.stem): path for path in sorted(found, key=lambda p: int(p.stem))}
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Raises StoreError for what is no sidecar."""
+    try:
+        return Sidecar.model_validate(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+
+
+def gathered(folder: Path, index: StoreIndex) -> StoreIndex:
+    """The index with all shards that are whole by now."""
+    sidecars = [read_sidecar(path) for path in finished_shards(folder).values()]
+    shards = [side.shard for side in sidecars if side.shard]
+    skipped = [line for side in sidecars for line in side.skipped]
+    return index.model_copy(update={"shards": shards, "skipped": skipped})
 
 
 class Row(NamedTuple):

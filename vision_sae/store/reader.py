@@ -1,36 +1,61 @@
-"""Read a store: whole images by position, or rows in a seeded shuffle, without loading it all."""
+"""Read a store: whole images by number, or rows in a seeded shuffle, without loading it all."""
 
+import copy
 import json
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vision_sae.errors import DataError, StoreError
+from vision_sae.errors import DataError, StoreError, UnknownName
 from vision_sae.files import sha256
-from vision_sae.store.index import Shard, StoreIndex, read_index
+from vision_sae.store.index import (
+    DTYPES,
+    INDEX,
+    Shard,
+    Sidecar,
+    StoreIndex,
+    gathered,
+    read_index,
+    read_sidecar,
+)
 from vision_sae.store.order import Part, shuffled
+from vision_sae.store.prefetch import prefetched
+
+SITES = "sites.json"  # {"sites": {site: sub-folder}}: in place of an index where there are several
+MAPS = 2**14  # shards mapped at a time; mapped files are closed, and Linux allows 65,530 maps
 
 
 class Store:
     """The activations in a folder; rows are image-major: row = image * tokens_per_image + token.
 
-    Shards are memory-mapped. Raises StoreError for no store, an unfinished one (unless
-    `allow_partial`), or a shard whose bytes are not what was written (`verify` reads them all).
+    Shards are memory-mapped when they are first read, and then checked against their checksums
+    unless `verify` is false. Raises StoreError for no store, several (see `of_site`), an
+    unfinished one (unless `allow_partial`), or a shard that is missing or of another size; reading
+    raises it for a shard whose bytes are not what was written.
     """
 
     def __init__(
         self, folder: Path | str, *, allow_partial: bool = False, verify: bool = True
     ) -> None:
         self.folder = Path(folder)
+        if not (self.folder / INDEX).exists() and (self.folder / SITES).exists():
+            raise StoreError(
+                f"{self.folder} holds the stores of several sites; choose one of "
+                f"{', '.join(_sites(self.folder).values())}"
+            )
         self.index: StoreIndex = read_index(self.folder)
+        if not self.index.complete:
+            self.index = gathered(self.folder, self.index)
         if not self.index.complete and not allow_partial:
             raise StoreError(
                 f"{self.folder} is unfinished: {self.index.images} images were written before it "
@@ -38,28 +63,48 @@ class Store:
             )
         if not self.index.images:
             raise StoreError(f"{self.folder} holds no finished shard yet")
-        self._maps = [self._map(shard, verify) for shard in self.index.shards]
+        self._shards = _Shards(self.folder, self.index, verify)
         self._ends = list(accumulate(shard.images for shard in self.index.shards))
+        self._tokens = slice(0, self.index.tokens_per_image)  # of those that the shards hold
 
-    def _map(self, shard: Shard, verify: bool) -> Tensor:
-        path = self.folder / f"{shard.name}.safetensors"
-        if not path.exists():
-            raise StoreError(f"shard {path} is missing; run extract again with --overwrite")
-        if verify and sha256(path) != shard.sha256:
-            raise StoreError(
-                f"shard {path} is corrupt (its checksum is not the one in the index); "
-                "run extract again with --overwrite"
-            )
-        try:
-            with safe_open(path, framework="pt") as file:
-                acts: Tensor = file.get_tensor("activations")
-        except SafetensorError as error:
-            raise StoreError(f"shard {path} is corrupt: {error}") from error
-        return acts
+    @classmethod
+    def of_site(
+        cls, folder: Path | str, site: str, *, allow_partial: bool = False, verify: bool = True
+    ) -> "Store":
+        """The store of one site in a folder of several. Raises UnknownName for a site not there."""
+        folder = Path(folder)
+        if (folder / SITES).exists():
+            sites = _sites(folder)
+        else:
+            sites = {read_index(folder).provenance.site: str(folder)}
+        if site not in sites:
+            raise UnknownName("site", site, sites)
+        return cls(sites[site], allow_partial=allow_partial, verify=verify)
+
+    def at(self, timestep: int) -> "Store":
+        """The rows of one denoising step. Raises DataError for a step that was not kept."""
+        steps = self.index.provenance.timesteps
+        if timestep not in steps:
+            kept = f"which holds {', '.join(map(str, steps))}" if steps else "which holds no steps"
+            raise DataError(f"no timestep {timestep} in {self.folder}, {kept}")
+        size = self.index.tokens_per_image // len(steps)
+        first = self._tokens.start + steps.index(timestep) * size
+        provenance = self.index.provenance.model_copy(update={"timesteps": (timestep,)})
+        view = copy.copy(self)
+        view.index = self.index.model_copy(
+            update={"provenance": provenance, "tokens_per_image": size}
+        )
+        view._tokens = slice(first, first + size)
+        return view
+
+    def check(self) -> None:
+        """Read every shard against its checksum, now. Raises StoreError for the first bad one."""
+        for number in range(len(self.index.shards)):
+            self._shards.verify(number)
 
     @property
     def images(self) -> int:
-        return self.index.images
+        return self._ends[-1]
 
     @property
     def rows(self) -> int:
@@ -70,53 +115,55 @@ class Store:
         return self.index.width
 
     @cached_property
-    def _sidecars(self) -> list[dict[str, Any]]:
-        return [self._sidecar(self.folder / f"{shard.name}.json") for shard in self.index.shards]
-
-    def _sidecar(self, path: Path) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path} cannot be read: {error}") from error
-        return found
+    def _sidecars(self) -> list[Sidecar]:
+        return [read_sidecar(self.folder / f"{shard.name}.json") for shard in self.index.shards]
 
     @cached_property
     def keys(self) -> list[str]:
-        return [key for side in self._sidecars for key in side["keys"]]
+        return [key for side in self._sidecars for key in side.keys]
 
     @cached_property
     def positions(self) -> list[int]:
         """Where each image stands in its source; skipped images leave gaps."""
-        return [position for side in self._sidecars for position in side["positions"]]
+        return [position for side in self._sidecars for position in side.positions]
 
     @cached_property
     def about(self) -> list[dict[str, Any]]:
         """What is known of each image: label, caption, factors."""
-        return [known for side in self._sidecars for known in side["about"]]
+        return [known for side in self._sidecars for known in side.about]
 
     def acts(self, images: Sequence[int]) -> Float[Tensor, "b t d"]:
         """The activations of some images, by number, in float32. Raises DataError for none such."""
-        parts = [torch.empty(0, self.index.tokens_per_image, self.width)]
-        for image in images:
+        out = torch.empty(len(images), self.index.tokens_per_image, self.width)
+        for i, image in enumerate(images):
             if not 0 <= image < self.images:
                 raise DataError(f"no image {image} in {self.folder}, which holds {self.images}")
             shard = bisect_right(self._ends, image)
-            first = self._ends[shard] - self.index.shards[shard].images
-            parts.append(self._maps[shard][image - first, None].float())
-        return torch.cat(parts)
+            out[i] = self._shards[shard][image - self._start(shard), self._tokens]
+        return out
+
+    def take(self, rows: Sequence[int] | Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Some rows, by number, in float32. Raises DataError for none such."""
+        numbers = torch.as_tensor(rows, dtype=torch.int64)
+        for row in numbers[(numbers < 0) | (numbers >= self.rows)][:1].tolist():
+            raise DataError(f"no row {row} in {self.folder}, which holds {self.rows}")
+        return self._gather(numbers)
 
     def in_order(self, images: int = 256) -> Iterator[Float[Tensor, "b t d"]]:
         """All activations in order, about `images` images at a time, in float32."""
-        for shard in self._maps:
-            for part in shard.split(images):
-                yield part.float()
+        for number in range(len(self.index.shards)):
+            for part in self._shards[number].split(images):
+                yield part[:, self._tokens].float()
 
     def batches(
         self, size: int, *, seed: int = 0, start: int = 0, part: Part = (0, 1)
     ) -> Iterator[Float[Tensor, "n d"]]:
-        """Endless batches of rows, globally shuffled; batch i is a function of (seed, i)."""
-        for order in shuffled(self.rows, size, seed=seed, start=start, part=part):
-            yield self._gather(order)
+        """Endless batches of rows, globally shuffled; batch i is a function of (seed, i).
+
+        The next two are read in the background.
+        """
+        order = shuffled(self.rows, size, seed=seed, start=start, part=part)
+        return prefetched(lambda: map(self._gather, order))
 
     def locate(self, size: int, seed: int, batch: int, row: int) -> str:
         """Where a row of a batch came from: its shard, image and token."""
@@ -125,19 +172,101 @@ class Store:
         shard = self.index.shards[bisect_right(self._ends, image)].name
         return f"row {number} (shard {shard}, image {image} {self.keys[image]!r}, token {token})"
 
-    def _gather(self, rows: Tensor) -> Float[Tensor, "n d"]:
-        """Rows by number, from whichever shard holds them."""
-        t = self.index.tokens_per_image
-        ends = torch.tensor(self._ends) * t
-        shard_of = torch.searchsorted(ends, rows, right=True)
+    def sample(self, n: int, *, seed: int = 0) -> Float[Tensor, "n d"]:
+        """n rows (or all) drawn without replacement, for statistics: the first batch of n."""
+        return self._gather(next(shuffled(self.rows, n, seed=seed, start=0)))
+
+    def _start(self, shard: int) -> int:
+        """The number of a shard's first image."""
+        return self._ends[shard] - self.index.shards[shard].images
+
+    def _gather(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Rows by number, shard by shard and forwards in each, as disks like it best."""
+        shards, tokens = self._shards, self.index.tokens_per_image
+        places = rows // tokens * shards.tokens + self._tokens.start + rows % tokens
+        places, order = places.sort()
+        shard_of = torch.searchsorted(shards.row_ends, places, right=True)
+        numbers, counts = shard_of.unique_consecutive(return_counts=True)
+        found = torch.empty(len(rows), self.width, dtype=shards.dtype)
+        parts = zip(places.split(counts.tolist()), found.split(counts.tolist()), strict=True)
+        for number, (mine, into) in zip(numbers.tolist(), parts, strict=True):
+            first = self._start(number) * shards.tokens
+            torch.index_select(shards[number].flatten(0, 1), 0, mine - first, out=into)
         out = torch.empty(len(rows), self.width)
-        for number in shard_of.unique().tolist():
-            mine = (shard_of == number).nonzero()[:, 0]
-            first = int(ends[number]) - self.index.shards[number].images * t
-            flat = self._maps[number].flatten(0, 1)
-            out[mine] = flat[rows[mine] - first].float()
+        out[order] = found.float()
         return out
 
-    def sample(self, n: int, *, seed: int = 0) -> Float[Tensor, "n d"]:
-        """n rows (or all) drawn without replacement, for statistics."""
-        return next(self.batches(n, seed=seed))
+
+class _Shards:
+    """A store's shard files [images tokens width], mapped and verified when they are first read.
+
+    Threads may share it. The least recently read of more than `MAPS` is mapped anew when needed.
+    """
+
+    def __init__(self, folder: Path, index: StoreIndex, verify: bool) -> None:
+        self.shards, self.tokens = index.shards, index.tokens_per_image
+        images = torch.tensor([shard.images for shard in self.shards])
+        self.row_ends = images.cumsum(0) * self.tokens
+        self.shape, self.dtype = (index.tokens_per_image, index.width), DTYPES[index.dtype]
+        self.paths = [folder / f"{shard.name}.safetensors" for shard in index.shards]
+        self.unverified = set(range(len(self.paths))) if verify else set()
+        self.maps: OrderedDict[int, Tensor] = OrderedDict()
+        self.lock = Lock()
+        for path, shard in zip(self.paths, self.shards, strict=True):
+            _check_size(path, shard)
+
+    def __getitem__(self, number: int) -> Tensor:
+        with self.lock:
+            if number not in self.maps:
+                if number in self.unverified:
+                    self.verify(number)
+                self.maps[number] = self._map(number)
+                if len(self.maps) > MAPS:
+                    self.maps.popitem(last=False)
+            self.maps.move_to_end(number)
+            return self.maps[number]
+
+    def verify(self, number: int) -> None:
+        path = self.paths[number]
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise StoreError(f"shard {path} cannot be read: {error.strerror}") from error
+        if found != self.shards[number].sha256:
+            raise _corrupt(path, "its checksum is not the one in the index")
+        self.unverified.discard(number)
+
+    def _map(self, number: int) -> Tensor:
+        path, shape = self.paths[number], (self.shards[number].images, *self.shape)
+        try:
+            with safe_open(path, framework="pt") as file:
+                acts: Tensor = file.get_tensor("activations")
+        except (SafetensorError, OSError) as error:
+            raise _corrupt(path, str(error)) from error
+        if tuple(acts.shape) != shape or acts.dtype != self.dtype:
+            held = f"{tuple(acts.shape)} {acts.dtype}"
+            raise _corrupt(path, f"it holds {held}, the index says {shape} {self.dtype}")
+        return acts
+
+
+def _check_size(path: Path, shard: Shard) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise StoreError(f"shard {path} is missing; run extract again with --overwrite") from error
+    if size != shard.bytes:
+        raise _corrupt(path, f"it has {size:,} bytes, the index says {shard.bytes:,}")
+
+
+def _corrupt(path: Path, why: str) -> StoreError:
+    return StoreError(f"shard {path} is corrupt ({why}); run extract again with --overwrite")
+
+
+def _sites(folder: Path) -> dict[str, str]:
+    """The folder of each site's store."""
+    path = folder / SITES
+    try:
+        found = json.loads(path.read_bytes())["sites"]
+        return {str(site): str(folder / name) for site, name in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f'{path} does not hold {{"sites": {{site: sub-folder}}}}') from error

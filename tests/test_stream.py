@@ -1,0 +1,142 @@
+"""A stream gives the rows that a store would, in an order that is a function of (seed, batch)."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vision_sae.adapters.toy import ToyAdapter
+from vision_sae.data import open_data
+from vision_sae.errors import ConfigError, DataError
+from vision_sae.extract import activations, extract
+from vision_sae.sae import SAE, SAEConfig
+from vision_sae.store import Store
+from vision_sae.stream import Stream
+from vision_sae.train import TrainConfig, train
+
+IMAGES, SITE, T = 12, "blocks.0", 17
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(IMAGES):
+        Image.new("RGB", (20, 10), (20 * i, 255 - 20 * i, 7 * i)).save(folder / f"{i:02}.png")
+    return folder
+
+
+def stream_of(images: Path, **options: Any) -> Stream:
+    options = {"buffer_rows": 5 * T, "batch_size": 3} | options
+    return Stream(ToyAdapter(), open_data(str(images)), SITE, **options)
+
+
+def batches(stream: Stream, count: int, size: int = 20, **options: Any) -> list[Tensor]:
+    found = stream.batches(size, **options)
+    return list(islice(found, count))
+
+
+def as_sorted(rows: Tensor) -> Tensor:
+    return rows[rows[:, 0].argsort()]
+
+
+def stored(images: Path, folder: Path) -> Tensor:
+    extract(ToyAdapter(), open_data(str(images)), SITE, folder)
+    return torch.cat(list(Store(folder).in_order())).flatten(0, 1)
+
+
+def test_an_epoch_has_each_row_of_a_store_once(images: Path, tmp_path: Path) -> None:
+    rows = torch.cat(batches(stream_of(images), 17, size=12))  # 17 * 12 rows: all of them
+    want = stored(images, tmp_path / "acts")
+    torch.testing.assert_close(as_sorted(rows), as_sorted(want), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(rows, want)
+
+
+def test_batch_i_is_a_function_of_seed_and_i(images: Path) -> None:
+    """Across the edges of blocks and epochs, wherever reading starts."""
+    whole = batches(stream_of(images), 25, seed=3)
+    for start in (1, 4, 9, 10, 19, 24):
+        again = batches(stream_of(images), 25 - start, seed=3, start=start)
+        for one, other in zip(whole[start:], again, strict=True):
+            torch.testing.assert_close(one, other)
+    assert not torch.equal(whole[0], batches(stream_of(images), 1, seed=4)[0])
+
+
+def test_epochs_come_in_other_orders(images: Path) -> None:
+    found = batches(stream_of(images), 34, size=12)
+    first, second = torch.cat(found[:17]), torch.cat(found[17:])
+    torch.testing.assert_close(as_sorted(first), as_sorted(second), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_processes_share_the_images(images: Path, tmp_path: Path, parts: int) -> None:
+    found = [batches(stream_of(images), 17, size=12, part=(r, parts)) for r in range(parts)]
+    assert all(len(batch) == 12 // parts for part in found for batch in part)
+    rows = torch.cat([batch for part in found for batch in part])
+    want = stored(images, tmp_path / "acts")
+    torch.testing.assert_close(as_sorted(rows), as_sorted(want), atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_is_located(images: Path) -> None:
+    stream, rows = stream_of(images), batches(stream_of(images), 8)
+    by_key = {item.key: item for item in stream.source.items()}
+    for number, row in ((0, 0), (6, 13), (7, 19)):
+        place = stream.locate(20, 0, number, row)
+        token, key = int(place.split()[1]), place.split("'")[1]
+        batch = stream.adapter.prepare([by_key[key].open()])
+        acts = activations(stream.adapter, batch, stream.reading.sites[0])
+        torch.testing.assert_close(acts[0, token], rows[number][row], atol=1e-5, rtol=1e-5)
+
+
+def test_a_broken_image_is_named_and_its_rows_are_of_others(images: Path) -> None:
+    (images / "03.png").write_text("not a picture")
+    stream = stream_of(images)
+    rows = torch.cat(batches(stream, 17, size=12))
+    assert list(stream.skipped) == ["03"] and "not an image" in stream.skipped["03"]
+    assert rows.shape == (17 * 12, 24) and bool(rows.isfinite().all())
+    again = torch.cat(batches(stream_of(images), 10, size=12, start=7))
+    torch.testing.assert_close(rows[7 * 12 :], again)
+
+
+def test_a_block_of_broken_images_is_refused(images: Path) -> None:
+    for i in range(1, IMAGES):
+        (images / f"{i:02}.png").write_text("not a picture")
+    with pytest.raises(DataError, match="none of 5 images of a block can be read; the first"):
+        batches(stream_of(images), 17, size=12)
+
+
+def test_a_sample_is_the_same_for_all(images: Path) -> None:
+    one, other = (stream_of(images).sample(40, seed=2) for _ in range(2))
+    assert one.shape == (40, 24)
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("options", [{"buffer_rows": 0}, {"batch_size": 0}])
+def test_nothing_at_a_time_is_refused(images: Path, options: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1; got buffer_rows="):
+        stream_of(images, **options)
+
+
+def test_training_resumes_exactly(images: Path, tmp_path: Path) -> None:
+    """Stopped in the middle of a block, and gone on with in a new process's state."""
+
+    def run(folder: Path, stop: int | None = None) -> SAE:
+        def note(step: int, numbers: dict[str, float]) -> None:
+            if step == stop:
+                raise KeyboardInterrupt
+
+        config = TrainConfig(steps=24, batch_size=20, lr=1e-3)
+        sae = SAE(SAEConfig.of(24, 48, k=4), seed=1)
+        return train(sae, stream_of(images), config, folder=folder, on_log=note, log_every=1)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "again", stop=11)
+    again = run(tmp_path / "again")
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(tensor, again.state_dict()[name], equal_nan=True, msg=name)
