@@ -6,35 +6,77 @@ from typing import Any
 from torch import nn
 
 from vision_sae.adapters.base import ModuleAdapter
+from vision_sae.adapters.loading import FAILURES, first_line
+from vision_sae.data.options import split_options
 from vision_sae.errors import ConfigError, DataError, UnknownName, require
+
+# these add their class token in the last blocks only; before those, all tokens are patches
+LATE_CLASS_TOKEN = ("Cait", "ConVit", "Xcit")
 
 
 def wrap(model: nn.Module, *, name: str) -> ModuleAdapter:
-    """A timm model that you have loaded, with the preprocessing that its config states."""
+    """A timm model that you have loaded, with the preprocessing that its config states.
+
+    Sites are paths in it: `blocks.4` in a ViT (class, distillation and register tokens first, as
+    many as timm counts), `stages.2` in a ConvNeXt, `layer3` in a ResNet, `layers.2` in a Swin.
+    """
     data = require("timm.data", "timm")
-    config = data.resolve_model_data_config(model)
+    config = data.resolve_model_data_config(model, args=_size(model))
     transform = data.create_transform(**config, is_training=False)
-    prefix = int(getattr(model, "num_prefix_tokens", 0))
-    return ModuleAdapter(model.eval(), transform, name=name, prefix_tokens=prefix)
+    return ModuleAdapter(model.eval(), transform, name=name, prefix_tokens=_prefix(model))
+
+
+def _size(model: Any) -> dict[str, Any]:
+    """The image size that the model was built for, which need not be the one of its config."""
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return {"input_size": (model.patch_embed.proj.in_channels, *size)} if size else {}
+
+
+def _prefix(model: nn.Module) -> int:
+    late = type(model).__name__ in LATE_CLASS_TOKEN
+    return 0 if late else int(getattr(model, "num_prefix_tokens", 0))
 
 
 def from_name(argument: str) -> ModuleAdapter:
     """`vit_small_patch16_224` with timm's weights, `.../random` without, or `local-dir:PATH`.
 
-    Raises UnknownName for a model or weights that timm does not list, ConfigError for anything but
-    `random` after the slash, DataError for a folder without a model.
+    `?img_size=224` behind any of them sets the side of the images, in models that allow it.
+    Raises UnknownName for a model or weights that timm does not list, ConfigError for other
+    settings, DataError for a folder without a model or files that cannot be had.
     """
     timm = require("timm", "timm")
-    if argument.startswith("local-dir:"):
-        folder = Path(argument.removeprefix("local-dir:"))
+    chosen, options = split_options(argument)
+    size = _img_size(options)
+    if chosen.startswith("local-dir:"):
+        folder = Path(chosen.removeprefix("local-dir:"))
         if not (folder / "config.json").exists():
             raise DataError(f"{folder} holds no timm model: it has no config.json")
-        return wrap(timm.create_model(argument, pretrained=True), name=f"timm:{argument}")
-    name, _, weights = argument.partition("/")
+        return _create(timm, chosen, f"timm:{argument}", pretrained=True, **size)
+    name, _, weights = chosen.partition("/")
     if weights not in ("", "random"):
         raise ConfigError(f"timm:{name} takes nothing or `random` after a slash; got {weights!r}")
     _check_name(timm, name, pretrained=not weights)
-    return wrap(timm.create_model(name, pretrained=not weights), name=f"timm:{argument}")
+    return _create(timm, name, f"timm:{argument}", pretrained=not weights, **size)
+
+
+def _img_size(options: dict[str, str]) -> dict[str, int]:
+    for key, value in options.items():
+        if key != "img_size" or not value.isdecimal() or int(value) < 1:
+            raise ConfigError(
+                f"timm takes ?img_size= with a number of pixels, as 224; got {key}={value}"
+            )
+    return {key: int(value) for key, value in options.items()}
+
+
+def _create(timm: Any, model_name: str, name: str, **settings: Any) -> ModuleAdapter:
+    try:
+        return wrap(timm.create_model(model_name, **settings), name=name)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        raise ConfigError(f"{model_name} takes images of any size, so no ?img_size=") from error
+    except FAILURES as error:
+        raise DataError(f"timm could not load {name}: {first_line(error)}") from error
 
 
 def _check_name(timm: Any, name: str, *, pretrained: bool) -> None:

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vision_sae.data import ImageSource, Item
+from vision_sae.data.indexed import IndexedSource
 from vision_sae.errors import UnknownName, require
 
 FOLDER = Path(__file__).parent / "emoji-canvas"
@@ -155,7 +155,7 @@ def emoji_canvas(split: str = "train", *, augmented: bool = False, seed: int = 0
     return EmojiCanvas(split, augmented=augmented, seed=seed)
 
 
-class CanvasSource:
+class CanvasSource(IndexedSource):
     """A split of EmojiCanvas as an image source; `about` is the metadata without the key."""
 
     def __init__(self, split: str, *, augmented: bool = False) -> None:
@@ -165,10 +165,9 @@ class CanvasSource:
     def __len__(self) -> int:
         return len(self.canvas)
 
-    def items(self, start: int = 0) -> Iterator[Item]:
-        for i in range(start, len(self)):
-            about = {name: value for name, value in self.canvas.about[i].items() if name != "key"}
-            yield Item(self.canvas.about[i]["key"], about, partial(self.canvas.picture, i))
+    def item(self, i: int) -> Item:
+        about = {name: value for name, value in self.canvas.about[i].items() if name != "key"}
+        return Item(self.canvas.about[i]["key"], about, partial(self.canvas.picture, i))
 
 
 def source(argument: str) -> ImageSource:

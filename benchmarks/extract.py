@@ -1,9 +1,15 @@
 """Extraction against the bare forward pass of the same model, as ratios of one run.
 
 python benchmarks/extract.py            # emoji-clip and an open_clip ViT-B-32 of random weights
+
+Each ratio is the median over rounds in which both are timed one after the other. Memory is the
+peak of a process of its own, with and without ten times the images.
 """
 
 import json
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,14 +21,20 @@ import torch
 from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.data import open_data
 from vision_sae.data.decode import decoded
-from vision_sae.extract import extract
+from vision_sae.extract import activations_of, extract, read_of
 from vision_sae.hooks import inference
 
-CASES = [
-    ("emoji-clip", "visual.transformer.resblocks.5", 731),
-    ("open_clip:ViT-B-32/random", "visual.transformer.resblocks.11", 96),
+CASES = [  # model, a site in the middle, the last site, images, batch
+    ("emoji-clip", "visual.transformer.resblocks.2", "visual.transformer.resblocks.5", 2560, 256),
+    (
+        "open_clip:ViT-B-32/random",
+        "visual.transformer.resblocks.5",
+        "visual.transformer.resblocks.11",
+        256,
+        32,
+    ),
 ]
-BATCH = 64
+ROUNDS = 3
 
 
 class Slice:
@@ -32,7 +44,7 @@ class Slice:
         from vision_sae.data import Item
 
         source = open_data(spec)
-        self.name, self.images = source.name, images
+        self.name, self.images, self.gives = source.name, images, "images"
         items = [item for item, _ in zip(source.items(), range(images), strict=False)]
         if in_memory:
             held = [item.image for item, _ in zip(decoded(source), range(images), strict=False)]
@@ -46,54 +58,90 @@ class Slice:
         return iter(self._items[start:])
 
 
-def seconds(work: Callable[[], object], runs: int = 3) -> float:
-    """The best of a few runs: the least disturbed one."""
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
-def bare_forward(adapter: Adapter, source: Slice) -> Callable[[], None]:
+def bare_forward(adapter: Adapter, source: Slice, batch: int) -> Callable[[], None]:
     pictures = [item.open() for item in source.items()]
-    batches = [adapter.prepare(pictures[i : i + BATCH]) for i in range(0, len(pictures), BATCH)]
+    batches = [adapter.prepare(pictures[i : i + batch]) for i in range(0, len(pictures), batch)]
 
     def work() -> None:
         with inference(adapter.model):
-            for batch in batches:
-                adapter.run(batch)
+            for some in batches:
+                adapter.run(some)
 
     return work
 
 
-def measure(model: str, site: str, images: int) -> dict[str, Any]:
+def read_only(adapter: Adapter, source: Slice, site: str, batch: int) -> Callable[[], None]:
+    """The pass up to a site, on images that are prepared already; nothing is stored."""
+    pictures = [item.open() for item in source.items()]
+    batches = [adapter.prepare(pictures[i : i + batch]) for i in range(0, len(pictures), batch)]
+    reading = read_of(adapter, source, [site], "all", "float32")
+
+    def work() -> None:
+        for some in batches:
+            activations_of(adapter, some, reading)
+
+    return work
+
+
+def measure(model: str, middle: str, last: str, images: int, batch: int) -> dict[str, Any]:
     adapter = load_adapter(model)
-    memory = Slice("emoji-canvas:validation", images, in_memory=True)
-    disk = Slice("emoji-canvas:validation", images, in_memory=False)
+    memory = Slice("emoji-canvas:train", images, in_memory=True)
+    disk = Slice("emoji-canvas:train", images, in_memory=False)
     with tempfile.TemporaryDirectory() as folder:
-        bare = seconds(bare_forward(adapter, memory))
-        from_memory = seconds(
-            lambda: extract(
-                adapter, memory, site, Path(folder) / "a", batch_size=BATCH, overwrite=True
-            )
-        )
-        from_disk = seconds(
-            lambda: extract(
-                adapter, disk, site, Path(folder) / "b", batch_size=BATCH, overwrite=True
-            )
-        )
+
+        def stored(source: Slice) -> Callable[[], object]:
+            out = Path(folder) / "acts"
+            return lambda: extract(adapter, source, last, out, batch_size=batch, overwrite=True)
+
+        works = {
+            "bare": bare_forward(adapter, memory, batch),
+            "half": read_only(adapter, memory, middle, batch),
+            "read": read_only(adapter, memory, last, batch),
+            "memory": stored(memory),
+            "disk": stored(disk),
+        }
+        times = [{name: seconds(work) for name, work in works.items()} for _ in range(ROUNDS)]
+
+    def ratio(one: str, other: str) -> float:
+        return statistics.median(t[one] / t[other] for t in times)
+
     return {
         "model": model,
-        "images/s bare forward": images / bare,
-        "extract / bare, images decoded before": bare / from_memory,
-        "extract / bare, decoding included": bare / from_disk,
+        "images/s bare forward": images / min(t["bare"] for t in times),
+        "extract / bare, images decoded before": ratio("bare", "memory"),
+        "extract / bare, decoding included": ratio("bare", "disk"),
+        "time to half depth / bare": ratio("half", "bare"),
+        "time with store / without": ratio("memory", "read"),
     }
 
 
+def peak_memory(images: int) -> float:
+    """MB, of a process that extracts so many images of the toy model."""
+    code = (
+        "import sys, tempfile; sys.path.insert(0, sys.argv[1]); import extract as e;"
+        "from vision_sae.adapter import load_adapter;"
+        "source = e.Slice('emoji-canvas', 100, in_memory=False);"
+        f"source._items = source._items * {images // 100}; source.images = {images};"
+        "e.extract(load_adapter('toy'), source, 'blocks.0', tempfile.mkdtemp(), "
+        "shard_bytes=2**20, batch_size=64);"
+        "print(next(int(line.split()[1]) / 1024 for line in open('/proc/self/status')"
+        " if line.startswith('VmHWM')))"  # ru_maxrss would be that of this process too
+    )
+    here = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True)
+    return float(done.stdout)
+
+
 def main() -> None:
-    rows = [measure(*case) for case in CASES]
+    rows: list[dict[str, Any]] = [measure(*case) for case in CASES]
+    few, many = peak_memory(1000), peak_memory(10_000)
+    rows.append({"model": "toy", "peak MB, 1,000 images": few, "peak MB, 10,000 images": many})
     for row in rows:
         print(
             "  ".join(f"{k}: {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in row.items())

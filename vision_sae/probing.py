@@ -4,13 +4,13 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch import Tensor, nn
 
-from vision_sae.adapter import Adapter, on_device, repeated
+from vision_sae.adapter import Adapter, StepAdapter, on_device, repeated
 from vision_sae.errors import DataError, VisionSAEError
 from vision_sae.hooks import capture, inference
 from vision_sae.sites import Site, site_from_shapes
@@ -36,7 +36,7 @@ def probe_sites(adapter: Adapter, sites: Sequence[str], example: Any) -> dict[st
     for site in sites:
         if site not in two:
             raise DataError(f"site {site!r} of {adapter.name} never ran in the forward pass")
-    return {s: site_from_shapes(s, two[s], three[s], adapter.prefix_tokens) for s in sites}
+    return {s: _site(adapter, s, two[s], three[s]) for s in sites}
 
 
 def all_sites(adapter: Adapter, example: Any) -> dict[str, Site]:
@@ -47,10 +47,17 @@ def all_sites(adapter: Adapter, example: Any) -> dict[str, Site]:
     for name in modules:
         if name in two and name in three:
             try:
-                found[name] = site_from_shapes(name, two[name], three[name], adapter.prefix_tokens)
+                found[name] = _site(adapter, name, two[name], three[name])
             except DataError:  # not laid out as a site
                 continue
     return found
+
+
+def _site(adapter: Adapter, name: str, two: Shape, three: Shape) -> Site:
+    site = site_from_shapes(name, two, three, adapter.prefix_tokens)
+    of_images = adapter.reads == "images" or isinstance(adapter, StepAdapter)
+    words = site.layout == "tokens" and not of_images
+    return replace(site, grid=None) if words else site
 
 
 def _shapes(adapter: Adapter, sites: Sequence[str], example: Any, b: int) -> dict[str, Shape]:
@@ -106,11 +113,14 @@ def _without_numbers(adapter: Adapter, run: Any) -> dict[str, Shape]:
 
 @contextmanager
 def _fake(adapter: Adapter) -> Iterator[Adapter]:
-    """A copy, so that no cache in the model is left with tensors that hold nothing."""
-    plain(adapter.model)  # refuses compiled models
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    """A copy on the meta device, whose tensors have shapes and no numbers.
+
+    A copy, so that no cache in the model keeps them; caches outside of it tell devices apart.
+    """
+    model = plain(adapter.model)
+    memo: dict[int, Any] = {id(b): b.to("meta") for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
     empty = copy.copy(adapter)
-    with FakeCopyMode(mode):
-        empty.model = copy.deepcopy(adapter.model)
-    with mode, torch.inference_mode():
+    empty.model = copy.deepcopy(model, memo)
+    with torch.inference_mode():
         yield empty

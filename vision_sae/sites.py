@@ -36,10 +36,11 @@ class Place(NamedTuple):
 def place_of(site: str) -> Place:
     """Parse a site's name. Raises ConfigError for a kind that there is not."""
     found = _NAME.fullmatch(site)
-    kind = (found["kind"] if found else None) or "output"
-    if not found or kind not in get_args(Kind):
+    kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+    kind = kinds.get(found["kind"] or "output") if found else None
+    if not found or not kind:
         raise ConfigError(
-            f"a site is a module's path, as in blocks.3, with one of :{', :'.join(get_args(Kind))} "
+            f"a site is a module's path, as in blocks.3, with one of :{', :'.join(kinds)} "
             f"behind it, or [1] for the second of its tensors; got {site!r}"
         )
     return Place(found["path"], int(found["part"]) if found["part"] else None, kind)
@@ -78,7 +79,8 @@ def site_from_shapes(name: str, two: tuple[int, ...], three: tuple[int, ...], pr
     """A site from what it gave for batches of 2 and 3. Raises DataError for other layouts."""
     differ = [i for i, (a, b) in enumerate(zip(two, three, strict=False)) if a != b]
     allowed = {2: [[0]], 3: [[0], [1]], 4: [[0]]}  # tokens may come as [tokens batch width]
-    if len(two) != len(three) or differ not in allowed.get(len(two), []):
+    batched = differ in allowed.get(len(two), []) and (two[differ[0]], three[differ[0]]) == (2, 3)
+    if len(two) != len(three) or not batched:
         raise DataError(
             f"site {name!r} gives shapes {two} and {three} for batches of 2 and 3; "
             "a site must give [batch d], [batch tokens d], [batch d h w] or [batch h w d]"
@@ -91,9 +93,17 @@ def site_from_shapes(name: str, two: tuple[int, ...], three: tuple[int, ...], pr
         h, w, d = (two[1], two[2], two[3]) if last else (two[2], two[3], two[1])
         return Site(name, "map", d, h * w, 0, (h, w), width_axis=3 if last else 1)
     tokens = two[1 - axis]
-    side = round((tokens - prefix) ** 0.5)
-    grid = (side, side) if side * side == tokens - prefix and side else None
+    if not _side(tokens - prefix) and _side(tokens):
+        prefix = 0  # before the class token comes in, or after it has gone
+    side = _side(tokens - prefix)
+    grid = (side, side) if side else None
     return Site(name, "tokens", two[2], tokens, prefix, grid, axis)
+
+
+def _side(tokens: int) -> int:
+    """Of a square of so many patches; 0 when they make none."""
+    side = round(max(tokens, 0) ** 0.5)
+    return side if side * side == tokens else 0
 
 
 def to_tokens(output: Tensor, site: Site) -> Float[Tensor, "b t d"]:

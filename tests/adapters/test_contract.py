@@ -7,26 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_transformers
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vision_sae.adapter import (
-    Adapter,
-    Site,
-    TextImageAdapter,
-    fingerprint,
-    from_tokens,
-    load_adapter,
-    probe_site,
-    select_tokens,
-    to_tokens,
-)
+from vision_sae.adapter import Adapter, TextImageAdapter, fingerprint, load_adapter
+from vision_sae.adapters import clip_text, transformers_models, transformers_text
 from vision_sae.adapters.base import ModuleAdapter
 from vision_sae.adapters.toy import to_input
+from vision_sae.data.prompts import Prompt
 from vision_sae.errors import DataError
 from vision_sae.extract import activations
-from vision_sae.hooks import capture, inference
+from vision_sae.hooks import capture, edit, inference
+from vision_sae.probing import probe_site
+from vision_sae.sites import Site, from_tokens, select_tokens, to_tokens
 
 # ---- the adapters, each with some sites and what these must be
 
@@ -79,6 +74,12 @@ TINY_CLIP = {
     },
     "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
 }
+# attention with a module of its own for the output projection
+CUSTOM_CLIP = {
+    "model_cfg": TINY_CLIP["model_cfg"]
+    | {"vision_cfg": TINY_CLIP["model_cfg"]["vision_cfg"] | {"block_type": "custom"}},
+    "preprocess_cfg": TINY_CLIP["preprocess_cfg"],
+}
 
 
 def toy(folder: Path) -> Adapter:
@@ -101,14 +102,36 @@ def timm(name: str) -> Callable[[Path], Adapter]:
     return make
 
 
-def tiny_clip(folder: Path) -> Adapter:
+def saved_clip(folder: Path, config: dict[str, Any]) -> str:
     open_clip = pytest.importorskip("open_clip")
     from safetensors.torch import save_file
 
-    (folder / "open_clip_config.json").write_text(json.dumps(TINY_CLIP))
-    weights = open_clip.CLIP(**TINY_CLIP["model_cfg"]).state_dict()
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = open_clip.CLIP(**config["model_cfg"]).state_dict()
     save_file(weights, folder / "open_clip_model.safetensors")
-    return load_adapter(f"open_clip:local-dir:{folder}")
+    return f"local-dir:{folder}"
+
+
+def tiny_clip(folder: Path) -> Adapter:
+    return load_adapter(f"open_clip:{saved_clip(folder, TINY_CLIP)}")
+
+
+def custom_clip(folder: Path) -> Adapter:
+    return load_adapter(f"open_clip:{saved_clip(folder, CUSTOM_CLIP)}")
+
+
+def tiny_clip_text(folder: Path) -> Adapter:
+    return clip_text.from_name(saved_clip(folder, TINY_CLIP))
+
+
+def images_of(kind: str) -> Callable[[Path], Adapter]:
+    return lambda folder: transformers_models.from_name(tiny_transformers.save(kind, folder))
+
+
+def texts_of(kind: str, options: str = "") -> Callable[[Path], Adapter]:
+    return lambda folder: transformers_text.from_name(
+        tiny_transformers.save(kind, folder) + options
+    )
 
 
 def tokens(name: str, width: int, side: int, prefix: int = 0, axis: int = 0) -> Site:
@@ -124,6 +147,26 @@ def last(name: str, width: int, side: int) -> Site:
     return replace(feature_map(name, width, side), width_axis=3)
 
 
+def words(name: str, width: int, count: int) -> Site:
+    return Site(name, "tokens", width, count, 0, None)
+
+
+def block(
+    path: str, attention: str, width: int, side: int, prefix: int = 0, heads: int = 0
+) -> list[Site]:
+    """What a transformer block gives in every way that it can be read."""
+    kinds = {path: width, f"{path}:update": width, f"{path}:input": width, attention: width}
+    kinds[f"{attention}:heads"] = heads or width
+    return [tokens(name, wide, side, prefix) for name, wide in kinds.items()]
+
+
+def sentence(path: str, attention: str, width: int, count: int, heads: int = 0) -> list[Site]:
+    return [
+        words(site.name, site.width, count)
+        for site in block(path, attention, width, 0, heads=heads)
+    ]
+
+
 def vector(name: str, width: int) -> Site:
     return Site(name, "vector", width, 1, 0, None)
 
@@ -132,22 +175,106 @@ def vector(name: str, width: int) -> Site:
 class Case:
     make: Callable[[Path], Adapter]
     sites: list[Site]
+    embeds: bool = False  # both texts and images
 
 
 CASES = {
     "toy": Case(
-        toy, [tokens("blocks.1", 24, 4, 1), vector("head", 12), feature_map("embed", 24, 4)]
+        toy,
+        [tokens("blocks.1", 24, 4, 1), vector("head", 12), feature_map("embed", 24, 4)],
+        embeds=True,
     ),
-    "conv": Case(conv, [feature_map("norm", 5, 4), feature_map("pool", 5, 1), vector("head", 2)]),
-    "sequence": Case(sequence, [tokens("norm", 8, 4, axis=1), tokens("attend", 8, 4, axis=1)]),
+    "conv": Case(
+        conv,
+        [
+            feature_map("norm", 5, 4),
+            feature_map("norm:update", 5, 4),
+            feature_map("pool", 5, 1),
+            feature_map("pool:input", 5, 4),
+            vector("head", 2),
+        ],
+    ),
+    "sequence": Case(
+        sequence,
+        [
+            tokens("norm", 8, 4, axis=1),
+            tokens("attend", 8, 4, axis=1),
+            tokens("attend:heads", 8, 4, axis=1),
+        ],
+    ),
     "timm ViT": Case(
         timm("test_vit"),
-        [tokens("blocks.2", 64, 10, 1), last("patch_embed", 64, 10), vector("head", 1000)],
+        [
+            *block("blocks.2", "blocks.2.attn", 64, 10, 1),
+            last("patch_embed", 64, 10),
+            vector("head", 1000),
+        ],
+    ),
+    "timm ViT without a class token": Case(
+        timm("test_vit_relpos"), block("blocks.2", "blocks.2.attn", 96, 10)
     ),
     "timm ResNet": Case(
-        timm("test_resnet"), [feature_map("bn1", 32, 80), feature_map("layer3", 192, 10)]
+        timm("test_resnet"),
+        [
+            feature_map("bn1", 32, 80),
+            feature_map("layer3", 192, 10),
+            feature_map("bn1:update", 32, 80),
+        ],
     ),
-    "tiny CLIP": Case(tiny_clip, [tokens("visual.transformer.resblocks.0", 32, 4, 1)]),
+    "timm ConvNeXt": Case(
+        timm("test_convnext"),
+        [feature_map("stages.1", 32, 20), feature_map("stages.1.blocks.1:update", 32, 20)],
+    ),
+    "tiny CLIP": Case(
+        tiny_clip,
+        [
+            *block(
+                "visual.transformer.resblocks.0", "visual.transformer.resblocks.0.attn", 32, 4, 1
+            ),
+            tokens("visual.ln_post", 32, 4, 1),
+            vector("visual", 16),
+        ],
+        embeds=True,
+    ),
+    "CLIP of custom blocks": Case(
+        custom_clip,
+        block("visual.transformer.resblocks.1", "visual.transformer.resblocks.1.attn", 32, 4, 1),
+        embeds=True,
+    ),
+    "tiny CLIP's texts": Case(
+        tiny_clip_text,
+        [
+            *sentence("transformer.resblocks.0", "transformer.resblocks.0.attn", 16, 8),
+            words("ln_final", 16, 8),
+        ],
+    ),
+    "transformers CLIP": Case(
+        images_of("CLIP"),
+        block("vision_model.encoder.layers.1", "vision_model.encoder.layers.1.self_attn", 32, 4, 1),
+        embeds=True,
+    ),
+    "transformers SigLIP": Case(
+        images_of("SigLIP vision"),
+        [*block("encoder.layers.1", "encoder.layers.1.self_attn", 32, 4), vector("head", 32)],
+    ),
+    "transformers SigLIP 2": Case(
+        images_of("SigLIP 2"), block("encoder.layers.1", "encoder.layers.1.self_attn", 32, 4)
+    ),
+    "transformers DINOv2": Case(
+        images_of("DINOv2 registers"),
+        block("encoder.layer.1", "encoder.layer.1.attention", 32, 4, 5),
+    ),
+    "transformers DINOv3": Case(
+        images_of("DINOv3"), block("model.layer.1", "model.layer.1.attention", 32, 4, 5)
+    ),
+    "transformers ViT": Case(images_of("ViT"), block("layers.1", "layers.1.attention", 32, 4, 1)),
+    "transformers CLIP's texts": Case(
+        texts_of("CLIP text"), sentence("encoder.layers.1", "encoder.layers.1.self_attn", 24, 10)
+    ),
+    "transformers T5": Case(
+        texts_of("T5", "?length=12"),
+        sentence("encoder.block.1", "encoder.block.1.layer.0.SelfAttention", 24, 12, heads=32),
+    ),
 }
 PAIRS = [
     pytest.param(name, site, id=f"{name}-{site.name}")
@@ -179,6 +306,15 @@ def pictures(n: int) -> list[Image.Image]:
     return [Image.fromarray(image.to(torch.uint8).numpy()) for image in noise]
 
 
+def items(adapter: Adapter, n: int) -> list[Any]:
+    texts = ["a red heart", "dog", "a photo of a blue dog"]
+    return pictures(n) if adapter.reads == "images" else texts[:n]
+
+
+def prepared(adapter: Adapter, n: int) -> Any:
+    return adapter.prepare(items(adapter, n))
+
+
 def hooks(model: nn.Module) -> int:
     return sum(
         len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
@@ -192,8 +328,8 @@ def hooks(model: nn.Module) -> int:
 @every_site
 def test_a_declared_site_is_what_a_forward_pass_gives(adapters: Get, name: str, site: Site) -> None:
     adapter = adapters(name)
-    batch = adapter.prepare(pictures(3))
-    assert probe_site(adapter, site.name, batch[:1]) == site
+    batch = prepared(adapter, 3)
+    assert probe_site(adapter, site.name, prepared(adapter, 1)) == site
     assert activations(adapter, batch, site).shape == (3, site.tokens, site.width)
 
 
@@ -201,7 +337,7 @@ def test_a_declared_site_is_what_a_forward_pass_gives(adapters: Get, name: str, 
 def test_tokens_go_there_and_back(adapters: Get, name: str, site: Site) -> None:
     adapter = adapters(name)
     with inference(adapter.model), capture(adapter.model, [site.name]) as acts:
-        adapter.run(adapter.prepare(pictures(2)))
+        adapter.run(prepared(adapter, 2))
     output = acts[site.name]
     assert torch.equal(from_tokens(to_tokens(output, site), site), output)
 
@@ -226,40 +362,76 @@ def test_chosen_tokens_are_those_tokens(adapters: Get, name: str, site: Site) ->
 
 
 @every_site
-def test_activations_are_what_a_plain_hook_sees(adapters: Get, name: str, site: Site) -> None:
+def test_activations_are_what_plain_hooks_see(adapters: Get, name: str, site: Site) -> None:
     adapter = adapters(name)
-    batch = adapter.prepare(pictures(2))
-    seen: list[Tensor] = []
+    batch = prepared(adapter, 2)
+    seen: list[tuple[Tensor, Tensor]] = []
 
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        seen.append((output[0] if isinstance(output, tuple) else output).clone())
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        entered = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        left = output[0] if isinstance(output, tuple) else output
+        seen.append((entered.clone(), left.clone()))
 
-    handle = adapter.model.get_submodule(site.name).register_forward_hook(hook)
+    module = adapter.model.get_submodule(site.module)
+    handle = module.register_forward_hook(hook, with_kwargs=True)
     with torch.no_grad():
         adapter.run(batch)
     handle.remove()
-    assert len(seen) == 1
-    assert torch.equal(from_tokens(activations(adapter, batch, site), site), seen[0])
+    [(entered, left)] = seen
+    acts = from_tokens(activations(adapter, batch, site), site)
+    if site.kind == "heads":
+        torch.testing.assert_close(projected(module, acts), left)
+    elif site.kind == "update":
+        assert torch.equal(acts, left - entered)
+    else:
+        assert torch.equal(acts, left if site.kind == "output" else entered)
+
+
+@torch.inference_mode()
+def projected(attention: nn.Module, heads: Tensor) -> Tensor:
+    """What the module makes of its heads, as matrix algebra: heads W^T + b."""
+    names = [name for name in ("proj", "out_proj", "o_proj", "o") if hasattr(attention, name)]
+    linear: Any = getattr(attention, names[0])
+    out: Tensor = heads @ linear.weight.T
+    return out if linear.bias is None else out + linear.bias
 
 
 @every_site
 def test_runs_agree_with_each_other(adapters: Get, name: str, site: Site) -> None:
     """Twice the same; alone or in a batch; stopping early or not."""
     adapter = adapters(name)
-    batch = adapter.prepare(pictures(3))
+    batch = prepared(adapter, 3)
     acts = activations(adapter, batch, site)
     assert torch.equal(activations(adapter, batch, site), acts)
-    single = torch.cat([activations(adapter, image[None], site) for image in batch])
+    alone = [adapter.prepare([item]) for item in items(adapter, 3)]
+    single = torch.cat([activations(adapter, one, site) for one in alone])
     torch.testing.assert_close(single, acts, rtol=1e-4, atol=1e-4)
     with inference(adapter.model), capture(adapter.model, [site.name]) as whole:
         adapter.run(batch)
     assert torch.equal(to_tokens(whole[site.name], site), acts)
 
 
+@every_site
+def test_an_edit_that_changes_nothing_changes_nothing(adapters: Get, name: str, site: Site) -> None:
+    adapter = adapters(name)
+    batch, last = prepared(adapter, 2), CASES[name].sites[0].module
+    with inference(adapter.model), capture(adapter.model, [last]) as plain:
+        adapter.run(batch)
+    changed = []
+    with (
+        inference(adapter.model),
+        capture(adapter.model, [last]) as edited,
+        edit(adapter.model, site.name, lambda tensor: changed.append(1) or tensor.clone()),
+    ):
+        adapter.run(batch)
+    assert changed
+    torch.testing.assert_close(edited[last], plain[last])
+
+
 @every_adapter
 def test_nothing_is_left_behind(adapters: Get, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter, site = adapters(name), CASES[name].sites[0]
-    batch = adapter.prepare(pictures(1))
+    batch = prepared(adapter, 1)
     before = fingerprint(adapter.model)
     for training in (False, True):
         adapter.model.train(training)
@@ -291,18 +463,38 @@ def test_the_fingerprint_is_that_of_the_weights(adapters: Get, name: str) -> Non
 @every_adapter
 def test_a_batch_is_prepared_from_pictures_of_any_mode(adapters: Get, name: str) -> None:
     adapter = adapters(name)
+    if adapter.reads == "texts":
+        pytest.skip("reads texts")
     rgb, grey = pictures(1)[0], pictures(1)[0].convert("L")
-    batch = adapter.prepare([rgb, grey.convert("RGB")])
-    assert batch.shape[:2] == (2, 3) and batch.dtype == torch.float32
-    assert torch.equal(adapter.prepare([rgb])[0], batch[0])
+    batch = parts(adapter.prepare([rgb, grey.convert("RGB")]))
+    assert len(batch[0]) == 2 and batch[0].dtype == torch.float32
+    assert all(
+        torch.equal(a[0], b[0]) for a, b in zip(parts(adapter.prepare([rgb])), batch, strict=True)
+    )
+
+
+def parts(batch: Any) -> list[Tensor]:
+    return list(batch.values()) if isinstance(batch, dict) else [batch]
+
+
+@every_adapter
+def test_a_prompt_is_read_as_its_text(adapters: Get, name: str) -> None:
+    adapter = adapters(name)
+    if adapter.reads == "images":
+        pytest.skip("reads images")
+    prompts = [Prompt(text, seed=2) for text in items(adapter, 3)]
+    pairs = zip(parts(adapter.prepare(prompts)), parts(prepared(adapter, 3)), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(DataError, match="reads texts"):
+        adapter.prepare(pictures(1))
 
 
 @every_adapter
 def test_texts_and_images_are_embedded_as_unit_vectors(adapters: Get, name: str) -> None:
     adapter = adapters(name)
-    assert isinstance(adapter, TextImageAdapter) == (name in ("toy", "tiny CLIP"))
+    assert isinstance(adapter, TextImageAdapter) == CASES[name].embeds
     if isinstance(adapter, TextImageAdapter):
-        images = adapter.embed_images(adapter.prepare(pictures(3)))
+        images = adapter.embed_images(prepared(adapter, 3))
         texts = adapter.embed_texts(["red", "blue"])
         assert images.shape[1] == texts.shape[1] and len(texts) == 2
         for rows in (images, texts):

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vision_sae.adapter import Adapter, load_adapter, probe_site
+from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.adapters.base import ModuleAdapter
 from vision_sae.adapters.toy import to_input
 from vision_sae.errors import ConfigError, DataError, MissingExtra, UnknownName
+from vision_sae.probing import probe_site
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
@@ -32,6 +33,8 @@ EXAMPLE = torch.zeros(1, 3, 16, 16)
         ("timm:", UnknownName, "no timm model ''"),
         ("timm:resnet10t.c3_in2k", UnknownName, "no timm weights .*did you mean resnet10t.c3_in1k"),
         ("timm:resnet10t/randm", ConfigError, "nothing or `random` after a slash; got 'randm'"),
+        ("timm:resnet10t/random?img_size=x", ConfigError, "a number of pixels.*got img_size=x"),
+        ("timm:resnet10t/random?img_size=64", ConfigError, "takes images of any size"),
         (
             "timm:botnet50ts_256",
             ConfigError,
@@ -87,7 +90,7 @@ def test_a_missing_library_names_the_extra(
 
 
 class Odd(nn.Module):
-    """One site gives a dict, one gives a list, one never runs."""
+    """One site gives a dict without a tensor, one such a list, one never runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,13 +102,13 @@ class Odd(nn.Module):
 
 
 class Dict(nn.Module):
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"out": images}
+    def forward(self, images: Tensor) -> dict[str, torch.Size]:
+        return {"out": images.shape}
 
 
 class List(nn.Module):
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [images]
+    def forward(self, images: Tensor) -> list[torch.Size]:
+        return [images.shape]
 
 
 @pytest.fixture

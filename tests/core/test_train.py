@@ -287,8 +287,9 @@ def test_penalties_rise_over_their_share_of_the_steps() -> None:
     assert TrainConfig(steps=100, sparsity_warmup=0).penalty_factor(0) == 1.0
 
 
-def test_the_usual_dead_after_is_a_tenth_of_the_run_but_ten_million_rows_at_most() -> None:
-    assert TrainConfig(steps=100, batch_size=50).rows_until_dead() == 500
+def test_the_usual_dead_after_is_a_hundredth_of_the_run_within_bounds() -> None:
+    assert TrainConfig(steps=100, batch_size=50).rows_until_dead() == 8 * 50
+    assert TrainConfig(steps=2000, batch_size=50).rows_until_dead() == 20 * 50
     assert TrainConfig(steps=10**6, batch_size=4096).rows_until_dead() == 10_000_000
     assert TrainConfig(dead_after=7).rows_until_dead() == 7
 

@@ -1,6 +1,7 @@
 """Seeded orders: the same items, another order, from any position, under a name that reopens it."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vision_sae import plugins
 from vision_sae.data import IndexedSource, Item, open_data
 from vision_sae.errors import ConfigError, DataError
 
@@ -92,3 +94,19 @@ def test_bad_seeds_are_named(everything: list[str]) -> None:
     for spec in ("shuffled:x:photos", "shuffled:7", "shuffled:-1:photos"):
         with pytest.raises(DataError, match="must be shuffled:SEED:DATA"):
             open_data(spec)
+
+
+def test_a_plugin_without_an_order_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain:
+        name = "plain"
+
+        def __len__(self) -> int:
+            return 0
+
+        def items(self, start: int = 0) -> Iterator[Item]:
+            return iter(())
+
+    monkeypatch.setattr(plugins, "names", lambda group: ["plain"])
+    monkeypatch.setattr(plugins, "load", lambda group, name: lambda argument: Plain())
+    with pytest.raises(DataError, match="plain has no other order"):
+        open_data("shuffled:3:plain")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -274,12 +274,38 @@ def test_activations_that_are_not_finite_name_the_image(tmp_path: Path, value: f
     acts[1, 1, 2] = value
     with pytest.raises(DataError, match="NaN or infinity .* 1 images, first 'k1', at site 's'"):
         writer.add(acts, [row(0), row(1), row(2)])
+        writer.finish()
 
 
 def test_activations_too_large_for_float16_are_refused(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path, index(dtype="float16"))
     with pytest.raises(DataError, match="infinity .* first 'k0', .* as float16"):
         writer.add(torch.full((1, TOKENS, WIDTH), 1e5), [row(0)])
+        writer.finish()
+
+
+def test_a_second_writer_is_locked_out(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    first = StoreWriter(tmp_path, index(), shard_bytes=SHARD_BYTES)
+    with pytest.raises(StoreError, match="another process is writing the store"):
+        StoreWriter(tmp_path, index(), overwrite=True)
+    first.close()
+    run(tmp_path)
+    assert contents(tmp_path) == uninterrupted
+
+
+def test_a_disk_that_is_too_small_is_said_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: Usage(10, 9, 1500))
+    files.check_space(tmp_path, 1500)
+    with pytest.raises(StoreError, match=r"would take 2.5 MB and its disk has 1.5 kB free: choose"):
+        files.check_space(tmp_path, 2_500_000)
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 def test_a_store_without_an_image_is_refused(tmp_path: Path) -> None:

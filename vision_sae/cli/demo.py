@@ -24,7 +24,7 @@ def run(out: Path) -> Path:
     """Extract, train, eval, name and report below `out`; finished steps are not done again."""
     started = time.monotonic()
     acts, sae = out / "acts", out / "sae"
-    steps.extract(MODEL, SITE, DATA, acts, "cls", 64, "float32", False, False)
+    steps.extract(steps.Extraction(MODEL, [SITE], DATA, acts, options={"tokens": "cls"}))
     if not (sae / checkpoint.CONFIG).exists():
         steps.train(steps.Training(acts, sae), TRAINING)
     opened = steps.open_sae(sae, acts)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from vision_sae import plugins
 from vision_sae.errors import DataError, UnknownName
@@ -37,6 +37,13 @@ class ImageSource(Protocol):
         """Items from position `start` on, without decoding the ones before."""
         ...
 
+    if TYPE_CHECKING:  # not asked of a plugin's source at run time: it gives images, in its order
+        gives: Gives
+
+        def reordered(self, seed: int) -> "ImageSource":
+            """The same items in an order drawn from `seed`; of shards, the shards in that order."""
+            ...
+
 
 def open_data(spec: str, *, commands: bool = True) -> ImageSource:
     """A data set by name, a folder, shards, or a file of prompts.
@@ -65,7 +72,10 @@ def _shuffled(argument: str, commands: bool) -> ImageSource:
     seed, colon, spec = argument.partition(":")
     if not colon or not seed.isdecimal():
         raise DataError(f"shuffled:{argument} must be shuffled:SEED:DATA, as in shuffled:7:photos")
-    return open_data(spec, commands=commands).reordered(int(seed))
+    source = open_data(spec, commands=commands)
+    if not hasattr(source, "reordered"):
+        raise DataError(f"{source.name} has no other order: its source has no `reordered`")
+    return source.reordered(int(seed))
 
 
 # these import inside: their modules import Item from this one

@@ -19,7 +19,7 @@ def pictures(store: Store, images: Collection[int]) -> Iterator[tuple[int, Any]]
 
     Raises DataError when the source has changed since.
     """
-    source = open_data(store.index.provenance.data)
+    source = open_data(store.index.provenance.data, commands=False)
     wanted = {store.positions[i]: i for i in images}
     if not wanted:
         return

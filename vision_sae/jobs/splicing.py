@@ -44,7 +44,7 @@ def splice_sae(
     check_match(sae, store)
     if not isinstance(adapter, TextImageAdapter):
         raise DataError(f"{adapter.name} has no text embeddings, so there is no zero-shot accuracy")
-    source = source or open_data(store.index.provenance.data)
+    source = source or open_data(store.index.provenance.data, commands=False)
     known = [*store.about, *(item.about for item in islice(source.items(), images))]
     label = _label_key(known, label)
     classes = sorted({str(about[label]) for about in known if label in about})

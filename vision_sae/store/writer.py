@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,7 +34,8 @@ class StoreWriter:
     Opening a folder that holds an unfinished store of the same job resumes it: `missing` says which
     shards there are still to write; rows of others are passed over. Shards are written by a thread
     of their own while the next one is filled. The processes of a `group` share a store; other
-    writers are locked out. Raises OutputExists for a folder with something else in it, StoreError for a store of another
+    writers are locked out.
+    Raises OutputExists for a folder with something else in it, StoreError for a store of another
     job, or one that is being written.
     """
 
@@ -89,7 +89,10 @@ class StoreWriter:
         return [number for number in range(shards) if number not in self._done]
 
     def add(self, acts: Float[Tensor, "b t d"], rows: list[Row]) -> None:
-        """Raises DataError when the activations hold NaN or infinity, naming the image."""
+        """Copy some images' activations, without waiting for a GPU that still computes them.
+
+        NaN or infinity among them is a DataError that names the image, once the shard is written.
+        """
         for first, last in _runs([row.position // self.index.chunk for row in rows]):
             if self._turn_to(rows[first]):
                 self._fill(acts[first:last], rows[first:last])
@@ -149,8 +152,7 @@ class StoreWriter:
         if not self._rows:
             self._buffer = self._buffers.pop() if self._buffers else self._new_buffer()
         stored = self._buffer[len(self._rows) : len(self._rows) + len(acts)]
-        stored.copy_(acts)
-        self._check_finite(stored, rows)
+        stored.copy_(acts, non_blocking=True)
         self._rows += rows
 
     def _new_buffer(self) -> Tensor:
@@ -163,7 +165,6 @@ class StoreWriter:
             return
         bad = ~stored.flatten(1).isfinite().all(1)
         keys = [rows[i].key for i in bad.nonzero()[:, 0].tolist()]
-        self.close()
         raise DataError(
             f"NaN or infinity in the activations of {len(keys)} images, first {keys[0]!r}, "
             f"at site {self.index.provenance.site!r}, as {self.index.dtype}"
@@ -175,6 +176,8 @@ class StoreWriter:
         if self._shard is None or self._shard in self._done:
             return
         buffer = self._buffer if self._rows else None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the copies have arrived
         job = (self._shard, buffer, self._rows, self._skipped)
         self._pending = self._pool.submit(self._write, *job)
         self._done.add(self._shard)
@@ -196,6 +199,7 @@ class StoreWriter:
         name = f"{number:05d}"
         shard = None
         if buffer is not None:
+            self._check_finite(buffer[: len(rows)], rows)
             path = self.folder / f"{name}.safetensors"
             digest = write_tensors(path, {"activations": buffer[: len(rows)]})
             size = path.stat().st_size
@@ -245,10 +249,3 @@ def _clear(folder: Path) -> None:
     for old in folder.glob("[0-9]*"):
         if old.stem.isdecimal() and old.suffix in (".json", ".safetensors"):
             old.unlink()
-
-
-def store_of_rows(folder: Path, index: StoreIndex, acts: Any, rows: list[Row]) -> StoreIndex:
-    """A whole store in one call, of activations that you have: [images tokens width]."""
-    writer = StoreWriter(folder, index)
-    writer.add(acts, rows)
-    return writer.finish()
