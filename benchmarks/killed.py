@@ -49,9 +49,11 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def killed_after(arguments: list[str], seconds: float) -> bool:
-    """Whether the process was still at work."""
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+def killed_after(arguments: list[str], folder: Path, seconds: float) -> bool:
+    """Killed so long after it has written its first shard; whether it was still at work."""
+    process, before = subprocess.Popen(arguments, stderr=subprocess.DEVNULL), shards(folder)
+    while process.poll() is None and shards(folder) == before:
+        time.sleep(0.01)
     time.sleep(seconds)
     at_work = process.poll() is None
     process.kill()
@@ -59,34 +61,34 @@ def killed_after(arguments: list[str], seconds: float) -> bool:
     return at_work
 
 
+def shards(folder: Path) -> int:
+    return len(list(folder.glob("[0-9]*.json")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     draw, kills = random.Random(args.seed), 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         arguments = command(folder, args.images)
-        started = time.perf_counter()
+        acts, after = folder / "acts", []
         subprocess.run(
             [*arguments, "--out", str(folder / "whole")], check=True, stderr=subprocess.DEVNULL
         )
-        whole = time.perf_counter() - started
-        shards = []
         for _ in range(args.kills):
-            kills += killed_after(
-                [*arguments, "--out", str(folder / "acts")], draw.random() * whole
-            )
-            shards.append(len(list((folder / "acts").glob("[0-9]*.json"))))
-            if shards[-1] == args.images // 2:  # done: the next ones are killed in another store
+            kills += killed_after([*arguments, "--out", str(acts)], acts, draw.random() * 0.3)
+            after.append(shards(acts))
+            if after[-1] == args.images // 2:  # done: the next ones are killed in another store
                 check(folder, but={"index.json"})
         subprocess.run(
             [*arguments, "--out", str(folder / "acts")], check=True, stderr=subprocess.DEVNULL
         )
         check(folder)
-    print(json.dumps({"kills": kills, "shards after each": shards, "same bytes": True}))
+    print(json.dumps({"kills": kills, "shards after each": after, "same bytes": True}))
 
 
 def check(folder: Path, but: frozenset[str] | set[str] = frozenset()) -> None:

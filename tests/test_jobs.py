@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from vision_sae import checkpoint
 from vision_sae.adapters.toy import WIDTH, ToyAdapter
 from vision_sae.errors import CheckpointError, DataError, OutputExists, StoreError
-from vision_sae.jobs import name_sae, train_store
+from vision_sae.jobs import name_sae, pictures, train_store
 from vision_sae.latents import scan
 from vision_sae.logs import read_metrics
 from vision_sae.provenance import Provenance
@@ -162,3 +162,18 @@ def test_latents_that_never_fire_have_no_names(
     monkeypatch.setattr("vision_sae.jobs.naming.check_model", lambda adapter, store: None)
     with pytest.raises(DataError, match="no latent of this SAE ever fires"):
         name_sae(ToyAdapter(), store, scan(sae, store), ["a", "b"])
+
+
+def test_stores_of_prompts_have_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    where = Provenance(
+        model="m", fingerprint="f", site="s", tokens="all", data=str(tmp_path / "prompts.txt")
+    )
+    index = StoreIndex(
+        provenance=where, dtype="float32", width=3, tokens_per_image=1, prefix_tokens=0, grid=None
+    )
+    writer = StoreWriter(tmp_path / "acts", index)
+    writer.add(torch.ones(2, 1, 3), [Row(0, "0", {}), Row(1, "1", {})])
+    writer.finish()
+    with pytest.raises(DataError, match="no picture for each row to show: it is of .*prompts.txt"):
+        list(pictures(Store(tmp_path / "acts"), [0]))

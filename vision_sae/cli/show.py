@@ -75,7 +75,8 @@ def table(title: str, rows: Mapping[str, Any]) -> None:
 
 def tree(title: str, paths: Iterable[str], notes: Mapping[str, str]) -> None:
     """Dotted paths as a tree, each parent before its children, with what is known of some."""
-    root = Tree(title)
+    results.print(title, style="bold", soft_wrap=True)
+    root = Tree("model")
     branches = {"": root}
     for path in paths:
         parent, _, name = path.rpartition(".")

@@ -19,7 +19,13 @@ def pictures(store: Store, images: Collection[int]) -> Iterator[tuple[int, Any]]
 
     Raises DataError when the source has changed since.
     """
-    source = open_data(store.index.provenance.data, commands=False)
+    where = store.index.provenance
+    source = open_data(where.data, commands=False)
+    if getattr(source, "gives", "images") != "images" or len(where.timesteps) > 1:
+        raise DataError(
+            f"{store.folder} has no picture for each row to show: it is of {source.name}, "
+            f"{len(where.timesteps)} timesteps; pictures need images, at one timestep at most"
+        )
     wanted = {store.positions[i]: i for i in images}
     if not wanted:
         return
