@@ -9,16 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.adapter import TextImageAdapter
-from vision_sae.data import open_data
+from vision_sae.data import ImageSource, open_data
 from vision_sae.errors import DataError
 from vision_sae.store import Store
 
 
-def pictures(store: Store, images: Collection[int]) -> Iterator[tuple[int, Any]]:
-    """(image, PIL picture) for some of a store's images, in order, one at a time.
-
-    Raises DataError when the source has changed since.
-    """
+def picture_source(store: Store) -> ImageSource:
+    """Where the pictures of a store are. Raises DataError for one of prompts or many timesteps."""
     where = store.index.provenance
     source = open_data(where.data, commands=False)
     if getattr(source, "gives", "images") != "images" or len(where.timesteps) > 1:
@@ -26,6 +23,15 @@ def pictures(store: Store, images: Collection[int]) -> Iterator[tuple[int, Any]]
             f"{store.folder} has no picture for each row to show: it is of {source.name}, "
             f"{len(where.timesteps)} timesteps; pictures need images, at one timestep at most"
         )
+    return source
+
+
+def pictures(store: Store, images: Collection[int]) -> Iterator[tuple[int, Any]]:
+    """(image, PIL picture) for some of a store's images, in order, one at a time.
+
+    Raises DataError when the source has changed since.
+    """
+    source = picture_source(store)
     wanted = {store.positions[i]: i for i in images}
     if not wanted:
         return

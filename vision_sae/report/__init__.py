@@ -7,6 +7,7 @@ from pathlib import Path
 from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.errors import VisionSAEError, claim_folder
 from vision_sae.jobs import load_sae, read_findings, store_of
+from vision_sae.jobs.pictures import picture_source
 from vision_sae.latents import Scan, scan
 from vision_sae.report.gather import gather
 from vision_sae.report.page import write_page
@@ -35,6 +36,7 @@ def write_report(
     claim_folder(out, "index.html", overwrite=overwrite)
     sae = load_sae(folder)
     store = store or store_of(folder)
+    picture_source(store)  # refused before anything is encoded
     names, detections = read_findings(folder)
     facts = gather(
         sae, store, found or scan(sae, store), folder=folder, names=names, detections=detections,
