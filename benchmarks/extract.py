@@ -76,6 +76,18 @@ def bare_forward(adapter: Adapter, source: Slice, batch: int) -> Callable[[], No
     return work
 
 
+def bare_loop(adapter: Adapter, source: Slice, batch: int) -> Callable[[], None]:
+    """What one would write by hand: prepare each batch, run it, keep nothing."""
+    pictures = [item.open() for item in source.items()]
+
+    def work() -> None:
+        with inference(adapter.model):
+            for i in range(0, len(pictures), batch):
+                adapter.run(adapter.prepare(pictures[i : i + batch]))
+
+    return work
+
+
 def read_only(adapter: Adapter, source: Slice, site: str, batch: int) -> Callable[[], None]:
     """The pass up to a site, on images that are prepared already; nothing is stored."""
     pictures = [item.open() for item in source.items()]
@@ -101,6 +113,7 @@ def measure(model: str, middle: str, last: str, images: int, batch: int) -> dict
 
         works = {
             "bare": bare_forward(adapter, memory, batch),
+            "loop": bare_loop(adapter, memory, batch),
             "half": read_only(adapter, memory, middle, batch),
             "read": read_only(adapter, memory, last, batch),
             "memory": stored(memory),
@@ -115,6 +128,7 @@ def measure(model: str, middle: str, last: str, images: int, batch: int) -> dict
         "model": model,
         "images/s bare forward": images / min(t["bare"] for t in times),
         "extract / bare, images decoded before": ratio("bare", "memory"),
+        "extract / bare with preprocessing": ratio("loop", "memory"),
         "extract / bare, decoding included": ratio("bare", "disk"),
         "time to half depth / bare": ratio("half", "bare"),
         "time with store / without": ratio("memory", "read"),

@@ -54,7 +54,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 def size(count: float) -> str:
     """Bytes as people read them: 1.3 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
+    for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000

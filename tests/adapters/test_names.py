@@ -21,7 +21,11 @@ EXAMPLE = torch.zeros(1, 3, 16, 16)
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("nobody", UnknownName, "no adapter 'nobody'; there are: emoji-clip, open_clip"),
+        (
+            "nobody",
+            UnknownName,
+            "no adapter 'nobody'; there are: diffusers, diffusers-noised, emoji-clip, open_clip",
+        ),
         ("tim:vit", UnknownName, "no adapter 'tim'; did you mean timm"),
         ("toy:one", ConfigError, "a seed after its colon, as in toy:1; got 'one'"),
         ("open_clip:ViT-B32", UnknownName, "no open_clip model 'ViT-B32'; did you mean .*ViT-B-32"),

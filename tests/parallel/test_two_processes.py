@@ -20,8 +20,9 @@ pytestmark = pytest.mark.slow
 
 PAIR = Path(__file__).with_name("pair.py")
 ROUNDING = 1e-12  # in float64
-# bfloat16 sums in another order; Adam brings the rounding of gradients near 0 to size
-ROUGH = {"topk, bfloat16": 2e-3, "preact": 1e-8}
+# bfloat16 sums in another order, so that another latent may win a row, and Adam brings the rounding
+# of gradients near 0 to size: a few steps of the learning rate
+ROUGH = {"topk, bfloat16": 2e-2, "preact": 1e-8}
 
 
 def _load(path: Path) -> ModuleType:

@@ -10,6 +10,7 @@ import typer
 from vision_sae import families as known
 from vision_sae.cli import show
 from vision_sae.errors import ConfigError
+from vision_sae.files import size
 from vision_sae.jobs.material import Material
 from vision_sae.jobs.settings import EVERY, TRAINING, settings_of
 from vision_sae.jobs.suite import (
@@ -150,15 +151,6 @@ def show_plan(plan: SuitePlan, as_json: bool) -> None:
 
 def _words(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def families(name: str | None, as_json: bool) -> None:
