@@ -24,7 +24,7 @@ EXAMPLE = torch.zeros(1, 3, 16, 16)
         (
             "nobody",
             UnknownName,
-            "no adapter 'nobody'; there are: diffusers, diffusers-noised, emoji-clip, open_clip",
+            "no adapter 'nobody'; there are: diffusers, diffusers-noised",
         ),
         ("tim:vit", UnknownName, "no adapter 'tim'; did you mean timm"),
         ("toy:one", ConfigError, "a seed after its colon, as in toy:1; got 'one'"),
