@@ -53,6 +53,7 @@ def extract_sites(
     strict: bool = False,
     overwrite: bool = False,
     on_images: OnImages | None = None,
+    on_bytes: Callable[[int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
     group: Group = ALONE,
 ) -> dict[str, StoreIndex]:
@@ -60,7 +61,8 @@ def extract_sites(
 
     One forward pass serves all sites. An interrupted run goes on with the shards that are missing;
     the processes of a `group` (from `parallel.join`) share them. Broken images are skipped, counted
-    and named in the index, or raise DataError when `strict`. Raises UnknownName for a site that is
+    and named in the index, or raise DataError when `strict`. `on_bytes` is told, before the first
+    one, how much there is to write at most. Raises UnknownName for a site that is
     not there, DataError for one that gives no tensor, for a source of the wrong kind or for NaN,
     OutputExists and StoreError for a folder that holds something else or a disk that is too small.
     """
@@ -74,6 +76,9 @@ def extract_sites(
             writers.append(
                 StoreWriter(Path(folder), indexes[site], overwrite=overwrite, group=group)
             )
+        if group.rank == 0:
+            needed = _check_space(writers)
+            (on_bytes or (lambda n: None))(needed)
         _write_all(adapter, source, reading, writers, batch_size, strict, on_images)
         return {site: w.finish() for site, w in zip(folders, writers, strict=True)}
     finally:
@@ -150,8 +155,6 @@ def _write_all(
 ) -> None:
     group, chunk, total = writers[0].group, writers[0].index.chunk, len(source)
     missing = sorted({number for writer in writers for number in writer.missing})
-    if group.rank == 0:
-        _check_space(writers)
     tell = on_images or (lambda n: None)
     ends = {number: min((number + 1) * chunk, total) for number in missing}
     tell(total - sum(end - number * chunk for number, end in ends.items()))
@@ -185,11 +188,15 @@ def batched(items: Iterator[Decoded], size: int, chunk: int) -> Iterator[list[De
             yield batch
 
 
-def _check_space(writers: list[StoreWriter]) -> None:
+def _check_space(writers: list[StoreWriter]) -> int:
+    """The bytes that are still to be written at most. Raises StoreError for a disk too small."""
+    needed = 0
     for writer in writers:
         index = writer.index
         images = min(len(writer.missing) * index.chunk, index.source_images or 0)
-        check_space(writer.folder, images * index.image_bytes)
+        needed += images * index.image_bytes
+    check_space(writers[0].folder, needed)
+    return needed
 
 
 def write_batch(

@@ -72,6 +72,7 @@ def made(fine: Fine, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_extract_says_what_it_wrote(fine: Fine, tmp_path: Path) -> None:
     result = fine(*extract(paint(tmp_path / "images", 4), tmp_path / "acts"))
+    assert f"6.53 kB to write to {tmp_path / 'acts'}, " in result.stderr
     assert f"68 vectors of 24 from 4 images (6.53 kB) in {tmp_path / 'acts'}" in result.stderr
     assert result.stdout == ""
 

@@ -1,5 +1,6 @@
 """What each command does, between its options and its output."""
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -46,12 +47,18 @@ def extract(job: Extraction) -> dict[str, StoreIndex]:
         with show.progress("extract", len(source), "images", shown=shown) as advance:
             found = jobs.extract_to(
                 adapter, source, job.sites, job.out, group=group, **job.options,
-                on_images=lambda n: advance(n, ""),
+                on_images=lambda n: advance(n, ""), on_bytes=lambda n: _tell_size(n, job.out),
             )  # fmt: skip
         if shown:
             for site, index in found.items():
                 _tell(index, job.out if len(found) == 1 else job.out / folder_of(site))
     return found
+
+
+def _tell_size(needed: int, out: Path) -> None:
+    if needed:
+        free = shutil.disk_usage(out).free
+        show.console.print(f"{size(needed)} to write to {out}, {size(free)} free")
 
 
 def _tell(index: StoreIndex, folder: Path) -> None:
