@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from vision_sae.errors import ConfigError
 
@@ -102,10 +101,10 @@ def latent_shape(pipe: Any, size: Size) -> tuple[int, int, int]:
 def conditions(pipe: Any, text: str, size: Size) -> Conditions:
     """What the denoiser is given beside latents and timestep for a text; each [1 ...].
 
-    Real numbers, ready for gradients, also where it is called on fake tensors or in inference mode.
+    Ready for gradients, also where it is called in inference mode.
     """
     model = denoiser_of(pipe)
-    with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         return _CONDITIONS[kind_of(model)](pipe, model, text, size)
 
 

@@ -11,9 +11,9 @@ import torch
 from vision_sae.adapters.loading import FAILURES, first_line
 from vision_sae.data.options import split_options
 from vision_sae.errors import ConfigError, DataError, require
+from vision_sae.store.index import DTYPES
 
 Parse = Callable[[str], Any]  # the text of a setting to its value; ValueError
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def numbers(text: str) -> tuple[int, ...]:

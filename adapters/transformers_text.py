@@ -3,15 +3,14 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from vision_sae.adapters.texts import TextAdapter, Tokenize
 from vision_sae.adapters.transformers_files import library, load_config, load_model, load_tokenizer
 from vision_sae.data.options import split_options
 from vision_sae.errors import ConfigError
+from vision_sae.store.index import DTYPES
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LENGTH = 77  # of models that set no length themselves, as T5: that of CLIP
 DEFAULTS = {"length": "", "mask": "", "dtype": "float32", "subfolder": "", "tokenizer": ""}
 

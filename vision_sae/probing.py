@@ -3,18 +3,18 @@
 import copy
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vision_sae.adapter import Adapter, StepAdapter, on_device, repeated
 from vision_sae.errors import DataError, VisionSAEError
 from vision_sae.hooks import capture, inference
 from vision_sae.sites import Site, site_from_shapes
-from vision_sae.taps import plain
+from vision_sae.taps import plain, tensor_of
 
 log = logging.getLogger(__name__)
 Shape = tuple[int, ...]
@@ -90,10 +90,8 @@ def _outputs(adapter: Adapter, modules: Sequence[str], example: Any, b: int) -> 
 
 def _shape_noted(name: str, shapes: dict[str, Shape]) -> Any:
     def hook(module: Any, args: Any, output: Any) -> None:
-        if isinstance(output, (tuple, list)) and output:
-            output = output[0]
-        if isinstance(output, Tensor):
-            shapes[name] = tuple(output.shape)
+        with suppress(DataError):  # no tensor
+            shapes[name] = tuple(tensor_of(output, name).shape)
 
     return hook
 

@@ -252,8 +252,6 @@ def _cut(blocks: Iterator[Tensor], n: int) -> Iterator[Tensor]:
     """Pieces of n rows, across the edges of blocks."""
     held: list[Tensor] = []
     for block in blocks:
-        held.append(block)
-        while sum(len(rows) for rows in held) >= n:
-            rows = torch.cat(held)
-            held = [rows[n:]]
-            yield rows[:n].float()
+        pieces = list(torch.cat([*held, block]).split(n))
+        held = [pieces.pop()] if len(pieces[-1]) < n else []
+        yield from (rows.float() for rows in pieces)

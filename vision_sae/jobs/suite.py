@@ -22,7 +22,6 @@ from vision_sae.data.decode import first_image
 from vision_sae.errors import (
     CheckpointError,
     ConfigError,
-    DataError,
     OutputExists,
     UnknownName,
     claim_folder,
@@ -41,7 +40,7 @@ from vision_sae.jobs.sweep import (
     read_index,
     train_sweeps,
 )
-from vision_sae.probing import probe_site
+from vision_sae.probing import all_sites, probe_site
 from vision_sae.provenance import Tokens
 from vision_sae.sae import SAEConfig
 from vision_sae.sites import Site
@@ -203,30 +202,19 @@ def matching_sites(adapter: Adapter, patterns: Sequence[str], example: Tensor) -
     with near names for a pattern that matches no module, DataError when none of them is a site.
     """
     paths = [path for path, _ in adapter.model.named_modules() if path]
-    found: dict[str, Site] = {}
+    sites, found = all_sites(adapter, example), dict[str, Site]()
     for pattern in patterns:
         matched = [path for path in paths if _matches(path, pattern)]
         if not matched:
             raise UnknownName("site", pattern, paths)
-        found |= _usable(adapter, matched, example)
+        usable = {path: sites[path] for path in matched if path in sites}
+        found |= usable or {matched[-1]: probe_site(adapter, matched[-1], example)}  # says why
     return [found[path] for path in paths if path in found]
 
 
 def _matches(path: str, pattern: str) -> bool:
     mine, theirs = path.split("."), pattern.split(".")
     return len(mine) == len(theirs) and all(map(fnmatchcase, mine, theirs))
-
-
-def _usable(adapter: Adapter, paths: Sequence[str], example: Tensor) -> dict[str, Site]:
-    found, reason = {}, DataError("no site")
-    for path in paths:
-        try:
-            found[path] = probe_site(adapter, path, example)
-        except DataError as error:  # no tensor, or not part of the image's forward pass
-            reason = error
-    if not found:
-        raise reason
-    return found
 
 
 def _site_plan(
