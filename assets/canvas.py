@@ -46,8 +46,23 @@ def augment(
     Strength 1 is scale 0.65 to 1.0, rotation within 15 degrees and any shift that stays inside;
     strength 0 is the drawing as it is, on white.
     """
-    b = len(rgba)
-    u = torch.rand(b, 8, generator=generator) * 2 - 1  # [b 8] in -1..1
+    u = torch.rand(len(rgba), 8, generator=generator) * 2 - 1  # [b 8] in -1..1
+    colour, alpha = _placed(rgba, u, strength)
+    pastel = 1 - strength * (u[:, 4:7] + 1) / 2 * 0.35  # [b 3] in 0.65..1
+    return (colour + (1 - alpha) * pastel[:, :, None, None]).clamp(0, 1)
+
+
+def moved(
+    rgba: UInt8[Tensor, "b 4 h w"], generator: torch.Generator
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
+    """The shift, scale and rotation of `augment` alone: premultiplied colour, and alpha."""
+    return _placed(rgba, torch.rand(len(rgba), 4, generator=generator) * 2 - 1, 1.0)
+
+
+def _placed(
+    rgba: UInt8[Tensor, "b 4 h w"], u: Float[Tensor, "b _"], strength: float
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
+    """Premultiplied colour and alpha after the move that the numbers in -1..1 ask for."""
     scale = 1 - strength * (u[:, 0] + 1) / 2 * 0.35
     angle = u[:, 1] * strength * math.radians(15)
     shift = u[:, 2:4] * (1 - scale)[:, None]
@@ -55,9 +70,7 @@ def augment(
     premultiplied = torch.cat([colour[:, :3] * colour[:, 3:], colour[:, 3:]], 1)
     if strength:
         premultiplied = _move(premultiplied, scale, angle, shift)
-    pastel = 1 - strength * (u[:, 4:7] + 1) / 2 * 0.35  # [b 3] in 0.65..1
-    alpha = premultiplied[:, 3:]
-    return (premultiplied[:, :3] + (1 - alpha) * pastel[:, :, None, None]).clamp(0, 1)
+    return premultiplied[:, :3], premultiplied[:, 3:]
 
 
 def _move(
