@@ -1,0 +1,1 @@
+"""Remove concepts from a text-to-image model while it samples."""

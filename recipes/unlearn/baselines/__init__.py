@@ -1,0 +1,1 @@
+"""What removes concepts without an SAE, under the same interface."""

@@ -1,0 +1,1 @@
+"""EmojiCanvas-Unlearn: how well a concept is removed, and what it costs."""
