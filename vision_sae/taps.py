@@ -141,8 +141,12 @@ def _tap_update(
                 f"site {site!r} has no update: it turns {tuple(x.shape)} into "
                 f"{tuple(spot.tensor.shape)}"
             )
-        changed = on_tensor(spot.tensor - x)
-        return None if changed is None else _replaced(output, spot.key, x + changed)
+        update = spot.tensor - x
+        changed = on_tensor(update)
+        if changed is None:
+            return None
+        # what changed is added, so that an unchanged update leaves the output bit for bit
+        return _replaced(output, spot.key, spot.tensor + (changed - update))
 
     first = module.register_forward_pre_hook(before, with_kwargs=True)
     return [first, module.register_forward_hook(after)]

@@ -9,6 +9,7 @@ encoder. Text enters the U-Net at three attentions, all at its lowest resolution
 
 import argparse
 import itertools
+import json
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -27,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vision_sae.assets.canvas import SPLITS, EmojiCanvas, decode
 from vision_sae.assets.painting import paint
 from vision_sae.assets.vocabulary import DRAWN_AS, OBJECTS, STYLES, texts
-from vision_sae.files import part
+from vision_sae.files import part, write_json
 from vision_sae.train.resume import optimizer_tensors, restore_optimizer
 
 VENDORS = ("noto", "twemoji", "fluent")
@@ -125,8 +126,6 @@ def tokenizer(prompts: Iterable[str]) -> Any:
         initial_alphabet=letters, show_progress=False,
     )  # fmt: skip
     inner.train_from_iterator(prompts, trainer)
-    import json
-
     model = json.loads(inner.to_str())["model"]
     names = sorted(model["vocab"], key=model["vocab"].__getitem__)
     names += [f"{letter}</w>" for letter in letters if f"{letter}</w>" not in model["vocab"]]
@@ -297,6 +296,15 @@ def export(out: Path, model: Any, autoencoder: Any, words: Any) -> None:
         requires_safety_checker=False,
     )  # fmt: skip
     pipe.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
+    _load_as_float32(out / "text_encoder" / "config.json")
+    for file in out.rglob("*.safetensors"):
+        file.chmod(0o644)
+
+
+def _load_as_float32(config: Path) -> None:
+    """transformers loads in the dtype that this file names, diffusers in float32: make them agree."""
+    told = json.loads(config.read_text())
+    write_json(config, told | {"dtype": "float32"})
 
 
 def main() -> None:

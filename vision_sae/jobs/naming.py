@@ -26,7 +26,10 @@ def name_sae(
     """
     check_model(adapter, store)
     if not isinstance(adapter, TextImageAdapter):
-        raise DataError(f"{adapter.name} has no text embeddings, so it cannot name latents")
+        raise DataError(
+            f"{adapter.name} has no text embeddings, so it cannot name latents"
+            + ("; a report shows the prompts of each" if adapter.reads == "texts" else "")
+        )
     images = naming.top_images(found.codes, top)
     if not images:
         raise DataError("no latent of this SAE ever fires, so there is nothing to name")
@@ -37,8 +40,13 @@ def name_sae(
 
 
 def detect_factors(store: Store, found: Scan) -> list[factors.Detection]:
-    """Each live latent against the known factors of the store's images; empty without factors."""
-    labels = factors.labels_of(store.about)
+    """Each live latent against the known factors of the store's images; empty without factors.
+
+    A prompt's seed and guidance are none.
+    """
+    apart = {"seed", "guidance"} if any("prompt" in known for known in store.about) else set()
+    about = [{k: v for k, v in known.items() if k not in apart} for known in store.about]
+    labels = factors.labels_of(about)
     if not labels.names:
         return []
     return factors.detections(found.codes, labels, factors.folds(store.keys))

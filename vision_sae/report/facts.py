@@ -1,7 +1,7 @@
 """What a report shows, as plain data: `gather` fills it, `page` draws it."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vision_sae.factors import Detection
 
@@ -13,6 +13,15 @@ class Picture:
     image: int  # index into ReportFacts.images
     value: float  # the image's activation: the largest over its tokens
     heat: list[list[float]] | None = None
+    timestep: int | None = None  # of a denoiser: where the latent is strongest on this image
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a latent does at each of the report's timesteps."""
+
+    share: list[float]  # of tokens on which it fires, in 0..1
+    mean: list[float]  # activation where it fires; NaN where it does not
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class LatentFacts:
     neighbours: list[tuple[int, float]]  # (latent, cosine of decoder directions)
     detection: Detection | None
     xy: tuple[float, float]  # place on the map of the dictionary, each in 0..1
+    activity: Activity | None = None  # of a denoiser that was read at several timesteps
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class ImageFacts:
     key: str
     caption: str
     thumbnail: Any
+    seed: int | None = None  # of the noise that it was drawn from
 
 
 @dataclass(frozen=True)
@@ -56,3 +67,5 @@ class ReportFacts:
     training: list[dict[str, float]]  # rows of metrics.jsonl: step, loss, fvu, l0, dead, ...
     latents: list[LatentFacts]  # the live ones
     images: list[ImageFacts] = field(default_factory=list)
+    timesteps: list[int] = field(default_factory=list)  # as they ran
+    noun: Literal["image", "prompt"] = "image"  # what a row of the store is of

@@ -14,12 +14,14 @@ from vision_sae.adapter import Adapter
 from vision_sae.errors import require
 from vision_sae.jobs.findings import share_detecting
 from vision_sae.jobs.loading import record_of
-from vision_sae.jobs.pictures import pictures
+from vision_sae.jobs.pictures import from_prompts, pictures
 from vision_sae.latents import ImageCodes, Scan
 from vision_sae.logs import read_metrics
+from vision_sae.provenance import Provenance
 from vision_sae.report import heat
-from vision_sae.report.facts import ImageFacts, LatentFacts, Picture, ReportFacts
+from vision_sae.report.facts import Activity, ImageFacts, LatentFacts, Picture, ReportFacts
 from vision_sae.report.heat import Heats, Wanted
+from vision_sae.report.steps import Steps, over_steps
 from vision_sae.sae import SAE
 from vision_sae.store import Store
 
@@ -42,11 +44,14 @@ def gather(
 ) -> ReportFacts:
     """Everything a report shows. A name whose score is below `least_score` is left out.
 
-    With an `adapter`, latents of class tokens get heatmaps too.
+    With an `adapter`, latents of class tokens get heatmaps too, and the pictures of prompts are
+    drawn. Raises as `pictures` does.
     """
     chosen = {s: _choose(found.codes, s) for s in found.live}
-    heats, meaning = _heats(sae, store, chosen, adapter, tell)
-    number, images = _images(store, chosen)
+    steps = over_steps(sae, store, _wanted(chosen)) if store.index.provenance.timesteps else None
+    heats, meaning = _heats(sae, store, chosen, steps, adapter, tell)
+    drawn = from_prompts(store)
+    number, images = _images(store, chosen, adapter, tell if steps else lambda n: None)
     by_latent = {n.latent: n for n in names if n.score >= least_score}
     detected = {d.latent: d for d in detections}
     near, places = neighbours(sae, found.live), places_of(sae, found.live)
@@ -56,6 +61,7 @@ def gather(
             found,
             chosen[s],
             heats,
+            steps,
             number,
             near[s],
             places[s],
@@ -71,13 +77,15 @@ def gather(
         )
     return ReportFacts(
         title="What the latents see",
-        provenance=_provenance(sae, folder, store) | {"heatmaps": meaning},
+        provenance=_provenance(sae, folder, store, drawn) | {"heatmaps": meaning},
         numbers=numbers,
         frequencies=found.frequencies.tolist(),
         image_fvu=found.image_fvu.tolist(),
         training=read_metrics(folder),
         latents=latents,
         images=images,
+        timesteps=list(store.index.provenance.timesteps),
+        noun="prompt" if drawn else "image",
     )
 
 
@@ -113,9 +121,18 @@ def _wanted(chosen: dict[int, Groups]) -> Wanted:
 
 
 def _heats(
-    sae: SAE, store: Store, chosen: dict[int, Groups], adapter: Adapter | None, tell: Tell
+    sae: SAE,
+    store: Store,
+    chosen: dict[int, Groups],
+    steps: Steps | None,
+    adapter: Adapter | None,
+    tell: Tell,
 ) -> tuple[Heats, str]:
     """The heat of every picture, and in words what it is."""
+    if steps and store.index.grid is not None:
+        several = len(store.index.provenance.timesteps) > 1
+        when = ", at the timestep where the latent is strongest on that picture" if several else ""
+        return steps.heats, f"activation of each patch{when}"
     if store.index.grid is not None:
         return heat.of_patches(sae, store, _wanted(chosen), tell), "activation of each patch"
     if store.index.provenance.tokens == "cls" and adapter is not None:
@@ -124,30 +141,46 @@ def _heats(
     return {}, "none: this site has no patches"
 
 
-def _images(store: Store, chosen: dict[int, Groups]) -> tuple[dict[int, int], list[ImageFacts]]:
+def _images(
+    store: Store, chosen: dict[int, Groups], adapter: Adapter | None, tell: Tell
+) -> tuple[dict[int, int], list[ImageFacts]]:
     """Thumbnails of every image shown, and where each stands in the list."""
     shown = sorted({i for groups in chosen.values() for pairs in groups.values() for i, _ in pairs})
     facts = []
-    for i, picture in pictures(store, shown):
-        about = store.about[i]
-        caption = str(about.get("caption") or about.get("label") or store.keys[i])
-        facts.append(ImageFacts(store.keys[i], caption, thumbnail(picture)))
+    for i, picture in pictures(store, shown, adapter):
+        facts.append(_image(store.keys[i], store.about[i], picture))
+        tell(1)
     return {image: n for n, image in enumerate(shown)}, facts
 
 
-def thumbnail(picture: Any) -> Any:
-    """The central square, as CLIP's and timm's preprocessing cut it, so that heatmaps fit."""
-    ops = require("PIL.ImageOps", "images")
-    return ops.fit(picture.convert("RGB"), (THUMBNAIL, THUMBNAIL))
+def _image(key: str, about: dict[str, Any], picture: Any) -> ImageFacts:
+    if "prompt" in about and "seed" in about:
+        text = about["prompt"] or "(the empty prompt)"
+        return ImageFacts(key, text, thumbnail(picture, whole=True), about["seed"])
+    caption = str(about.get("caption") or about.get("label") or key)
+    return ImageFacts(key, caption, thumbnail(picture))
+
+
+def thumbnail(picture: Any, *, whole: bool = False) -> Any:
+    """The central square, as CLIP's and timm's preprocessing cut it, so that heatmaps fit.
+
+    The `whole` of a drawn picture, as its heatmap is of all of it.
+    """
+    ops, side = require("PIL.ImageOps", "images"), (THUMBNAIL, THUMBNAIL)
+    rgb = picture.convert("RGB")
+    return rgb.resize(side) if whole else ops.fit(rgb, side)
 
 
 def _latent(
-    s: int, found: Scan, groups: Groups, heats: Heats, number: dict[int, int],
+    s: int, found: Scan, groups: Groups, heats: Heats, steps: Steps | None, number: dict[int, int],
     near: list[tuple[int, float]], xy: tuple[float, float], name: naming.Name | None,
     detection: Any,
 ) -> LatentFacts:  # fmt: skip
     pictures = {
-        group: [Picture(number[i], value, heats.get((s, i))) for i, value in pairs]
+        group: [
+            Picture(number[i], v, heats.get((s, i)), steps.strongest[s, i] if steps else None)
+            for i, v in pairs
+        ]
         for group, pairs in groups.items()
     }
     images, values = found.codes.of(s)
@@ -167,7 +200,12 @@ def _latent(
         neighbours=near,
         detection=detection,
         xy=xy,
+        activity=_activity(steps, s) if steps and len(steps.share) > 1 else None,
     )
+
+
+def _activity(steps: Steps, s: int) -> Activity:
+    return Activity(steps.share[:, s].tolist(), steps.mean[:, s].tolist())
 
 
 def neighbours(sae: SAE, live: list[int]) -> dict[int, list[tuple[int, float]]]:
@@ -199,13 +237,22 @@ def places_of(sae: SAE, live: list[int]) -> dict[int, tuple[float, float]]:
     return {s: (float(x), float(y)) for s, (x, y) in zip(live, xy, strict=True)}
 
 
-def _provenance(sae: SAE, folder: Path, store: Store) -> dict[str, str]:
+def _provenance(sae: SAE, folder: Path, store: Store, drawn: bool) -> dict[str, str]:
     where, training = store.index.provenance, record_of(folder)
+    steps = {"timesteps": _timesteps(where)} if where.timesteps else {}
     return {
         "model": where.model,
         "site": where.site,
         "tokens": where.tokens,
-        "data": f"{where.data} ({store.images:,} images)",
+        **steps,
+        "data": f"{where.data} ({store.images:,} {'prompts' if drawn else 'images'})",
+        **({"pictures": "drawn by the model from prompts and seeds"} if drawn else {}),
         "SAE": f"{sae.config.sparsity.describe()}, {sae.config.s:,} latents",
         "training": f"{training.get('steps', '?')} steps of {training.get('batch_size', '?')} rows",
     }
+
+
+def _timesteps(where: Provenance) -> str:
+    steps, halves = where.timesteps, {"none": "", "both": ", both halves"}
+    listed = f"{steps[0]}" if len(steps) == 1 else f"{len(steps)}, from {steps[0]} to {steps[-1]}"
+    return listed + halves.get(where.half, f", {where.half}itional half")

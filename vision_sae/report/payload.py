@@ -23,13 +23,18 @@ def overview(facts: ReportFacts, sprites: Sprites) -> dict[str, Any]:
         "training": curves(facts.training),
         "sprites": sprites._asdict(),
         "chunk": CHUNK,
+        "timesteps": facts.timesteps,
+        "noun": facts.noun,
         "latents": [light(latent) for latent in facts.latents],
     }
 
 
-def images(facts: ReportFacts) -> list[list[str]]:
-    """Key and caption of each image."""
-    return [[image.key, image.caption] for image in facts.images]
+def images(facts: ReportFacts) -> list[list[Any]]:
+    """Key and caption of each image; of a drawn one its seed too."""
+    return [
+        [image.key, image.caption] + ([] if image.seed is None else [image.seed])
+        for image in facts.images
+    ]
 
 
 def light(latent: LatentFacts) -> dict[str, Any]:
@@ -59,12 +64,14 @@ def detail(latent: LatentFacts) -> dict[str, Any]:
             for label, pictures in latent.quantiles.items()
         ],
         "neighbours": latent.neighbours,
+        "activity": asdict(latent.activity) if latent.activity else None,
     }
 
 
 def _picture(picture: Picture, maximum: float) -> dict[str, Any]:
     heat = None if picture.heat is None else quantise(picture.heat, maximum)
-    return {"image": picture.image, "value": picture.value, "heat": heat}
+    found = {"image": picture.image, "value": picture.value, "heat": heat}
+    return found if picture.timestep is None else found | {"timestep": picture.timestep}
 
 
 def quantise(heat: list[list[float]], maximum: float) -> list[Any] | None:

@@ -30,8 +30,13 @@ function percent(value) {
   if (share !== 0 && share < 0.001) return `${share.toExponential(1)}%`;
   return `${share === 0 ? 0 : share.toPrecision(share >= 99.95 ? 4 : share >= 1 ? 3 : 2)}%`;
 }
-const nameOf = (latent) =>
-  latent.name === null ? el("span", { class: "unnamed" }, "unnamed") : latent.name;
+// A latent without a name goes by its strongest prompt, where the pictures were drawn from prompts.
+const promptOf = ({ strip }) =>
+  (data.noun === "prompt" && strip.length ? `“${vsae.images[strip[0]][1]}”` : null);
+const nameOf = (latent) => (latent.name === null
+  ? el("span", { class: "unnamed", title: promptOf(latent) && "its strongest prompt" },
+    promptOf(latent) || "unnamed")
+  : latent.name);
 
 // One tooltip for everything that can be pointed at.
 const tip = byId("tip");

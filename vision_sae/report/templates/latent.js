@@ -89,8 +89,37 @@ function statistics(latent, more) {
   const tile = (value, label) =>
     el("div", { class: "tile" }, el("b", null, value), el("span", null, label));
   return el("div", { class: "tiles" }, tile(percent(latent.frequency), "of tokens"),
-    tile(percent(more.imageShare), "of images"), tile(num(more.mean), "mean when firing"),
+    tile(percent(more.imageShare), `of ${data.noun}s`), tile(num(more.mean), "mean when firing"),
     tile(num(latent.maximum), "maximum"));
+}
+
+// The timesteps as they ran, from noise to the picture.
+function activityCard({ activity }) {
+  if (!activity) return null;
+  const x = { label: "timestep, from noise to picture", ticks: ticksAmong(data.timesteps) };
+  const panel = (name, values, show) =>
+    el("div", null, note(name), curve(data.timesteps, values, name, { x, show })
+      || el("p", { class: "empty" }, "It never fires."));
+  return card("Activity over timesteps", null, el("div", { class: "panels" },
+    panel("% of tokens", activity.share.map((share) => 100 * share), (y) => percent(y / 100)),
+    panel("mean when firing", activity.mean)));
+}
+
+// Prompts of the top pictures; those of one text stand together, with their seeds.
+function promptsCard({ top }) {
+  const texts = new Map();
+  for (const { image, value } of top) {
+    const [, text, seed] = vsae.images[image];
+    if (seed === undefined) continue;
+    if (!texts.has(text)) texts.set(text, { image, value, seeds: [] });
+    texts.get(text).seeds.push(seed);
+  }
+  if (!texts.size) return null;
+  const row = ([text, { image, value, seeds }]) => el("span", null, thumb(image, 48),
+    el("div", null, text, el("small", null,
+      `${num(value)} · seed${seeds.length > 1 ? "s" : ""} ${seeds.join(", ")}`)));
+  return card("Top prompts", "largest activation and seeds of each",
+    el("div", { class: "near prompts" }, [...texts].map(row)));
 }
 
 function gallery(title, small, pictures, side) {
@@ -101,13 +130,15 @@ function gallery(title, small, pictures, side) {
 function latentPage(place, more) {
   const latent = data.latents[place];
   heated = [];
-  const small = "largest activation under each";
+  const small = data.timesteps.length > 1 ? "largest activation and its timestep under each"
+    : "largest activation under each";
   const top = more.top.length ? gallery("Top images", small, more.top, 128)
     : note("No top images were kept.");
   const bands = more.quantiles.filter(([, pictures]) => pictures.length)
     .map(([label, pictures]) => gallery(label, "activation quantiles", pictures, 96));
   fill(byId("view-latent"), null, [crumbs(place), heading(latent, more), statistics(latent, more),
-    heated.length ? heatSwitch() : null, top, bands,
+    heated.length ? heatSwitch() : null, top,
+    el("div", { class: "cards band" }, promptsCard(more), activityCard(more)), bands,
     el("div", { class: "cards band" },
       activationCard(latent, more), detectionCard(latent.detection)),
     neighboursCard(more.neighbours)]);

@@ -1,7 +1,7 @@
 // The list of latents: search, sort, and rows that are made as one scrolls.
 const SORTS = { // label, value, the way to begin with
   id: ["ID", (l) => l.id, 1],
-  name: ["Name", (l) => l.name, 1],
+  name: [data.noun === "prompt" ? "Name or top prompt" : "Name", (l) => l.name ?? promptOf(l), 1],
   score: ["name score", (l) => l.score, -1],
   frequency: ["Frequency", (l) => l.frequency, -1],
   maximum: ["Max", (l) => l.maximum, -1],
@@ -12,7 +12,7 @@ const DEFAULT = { q: "", factor: "", sort: "id", way: 1 };
 const list = { query: { ...DEFAULT }, order: data.latents.map((_, i) => i), made: 0 };
 const haystack = data.latents.map((l) => {
   const found = l.detection ? `${l.detection.factor}:${l.detection.value}` : "";
-  return `#${l.id} ${l.name ?? "unnamed"} ${found}`.toLowerCase();
+  return `#${l.id} ${l.name ?? promptOf(l) ?? "unnamed"} ${found}`.toLowerCase();
 });
 
 function matching({ q, factor }) {

@@ -21,12 +21,13 @@ function firingCard({ edges, counts, dead, total, median }) {
 
 function errorsCard({ edges, counts, beyond, median, p95 }) {
   if (!counts.length) return null;
-  const tell = (i) => [count(counts[i], "image"),
+  const tell = (i) => [count(counts[i], data.noun),
     el("small", null, `FVU ${num(edges[i])} to ${num(edges[i + 1])}`)];
-  return card("Images by reconstruction error", null,
-    histogram({ edges, counts, tell, x: { label: "FVU over the image's own tokens" } }),
+  return card(data.noun === "prompt" ? "Prompts by reconstruction error"
+    : "Images by reconstruction error", null,
+    histogram({ edges, counts, tell, x: { label: `FVU over the ${data.noun}'s own tokens` } }),
     note(`median ${num(median)}, 95% below ${num(p95)}`,
-      beyond ? `; ${count(beyond, "image")} beyond the right edge` : ""));
+      beyond ? `; ${count(beyond, data.noun)} beyond the right edge` : ""));
 }
 
 function trainingCard({ step, ...series }) {

@@ -85,11 +85,18 @@ function heatSwitch() {
         label))), ramp);
 }
 
-function shot({ image, value, heat }, side) {
+const sourceOf = (image) => { // the key, and the seed of a drawn picture
+  const [key, , seed] = vsae.images[image];
+  return seed === undefined ? key : `seed ${seed} · ${key}`;
+};
+
+function shot({ image, value, heat, timestep }, side) {
   const canvas = heat && el("canvas");
   if (heat) heated.push([canvas, heat]);
   const [key, caption] = vsae.images[image];
   const picture = thumb(image, side, canvas);
-  return el("figure", { class: "shot", ...pointed(() => [caption || key, el("small", null, key)]) },
-    picture, el("figcaption", null, num(value)));
+  const words = () => [caption || key, el("small", null, sourceOf(image))];
+  const when = timestep === undefined ? "" : ` · t ${timestep}`;
+  return el("figure", { class: "shot", ...pointed(words) },
+    picture, el("figcaption", null, num(value) + when));
 }

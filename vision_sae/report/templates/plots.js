@@ -82,12 +82,19 @@ function valueAxis(values, name) {
   return { low: bottom, high: high > bottom ? high + 0.04 * (high - bottom) : bottom + 1 };
 }
 
-// One curve over training steps; rows without a value are left out.
-function curve(xs, ys, name, height = 150) {
+// Some of the values themselves as ticks, the first and the last among them.
+function ticksAmong(values, wanted = 5) {
+  const among = Math.min(wanted, values.length) - 1;
+  const at = (i) => values[among ? Math.round((i * (values.length - 1)) / among) : 0];
+  return Array.from({ length: among + 1 }, (_, i) => at(i));
+}
+
+// One curve over steps; rows without a value are left out. `x` may say more of the axis.
+function curve(xs, ys, name, { height = 150, x: more = {}, show = (y) => num(y, 4) } = {}) {
   const given = (value) => value !== null && value !== undefined;
   const points = xs.map((x, i) => [x, ys[i]]).filter((point) => point.every(given));
   if (!points.length) return null;
-  const x = { low: points[0][0], high: points.at(-1)[0], label: "step" };
+  const x = { low: points[0][0], high: points.at(-1)[0], label: "step", ...more };
   const y = valueAxis(points.map((point) => point[1]), name);
   return drawn(el("div", { class: "plot" }), (width, host) => {
     const { root, sx, sy } = frame(width, height, x, y);
@@ -100,7 +107,7 @@ function curve(xs, ys, name, height = 150) {
       const at = event.clientX - root.getBoundingClientRect().left;
       const far = (point) => Math.abs(sx(point[0]) - at);
       const [step, value] = points.reduce((a, b) => (far(b) < far(a) ? b : a));
-      showTip(event, `${name} ${num(value, 4)}`, el("small", null, `step ${num(step, 9)}`));
+      showTip(event, `${name} ${show(value)}`, el("small", null, `${x.label} ${num(step, 9)}`));
     });
     root.addEventListener("pointerleave", hideTip);
     host.replaceChildren(root);

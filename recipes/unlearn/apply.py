@@ -1,0 +1,119 @@
+"""Use plans while a pipeline samples: `with unlearn(pipe, plan): pipe("...")`."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from vision_sae.adapter import fingerprint
+from vision_sae.adapters.diffusion_inputs import denoiser_of
+from vision_sae.errors import ConfigError, MismatchError
+from vision_sae.hooks import edit as edited
+from vision_sae.recipes.unlearn.change import Clock, Guided, SiteChange
+from vision_sae.recipes.unlearn.plan import Plan
+from vision_sae.recipes.unlearn.removal import Removal
+from vision_sae.sae import SAE
+
+Plans = Plan | str | Path | Sequence[Plan | str | Path]
+_EDITED: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()  # site -> concepts
+
+
+@contextmanager
+def unlearn(pipe: Any, plans: Plans, *, saes: Mapping[str, SAE] | None = None) -> Iterator[Any]:
+    """Remove the plans' concepts while the pipeline samples inside the block; gives the pipeline.
+
+    Any number of steps and any scheduler whose timesteps count alike; batches,
+    num_images_per_prompt and half precision work. Several plans are joined: each reads what the
+    model gives before any of them changes it. `saes` (by site) are needed where a plan's SAE has no
+    thresholds. Hooks are gone when the block ends, whatever happened. Raises MismatchError for
+    another model, SAE or schedule, ConfigError for a missing SAE or a site that is being edited
+    already, UnknownName for a site that is not there.
+
+        with unlearn(pipe, "plan/"):
+            image = pipe("a pizza in neon style").images[0]
+    """
+    denoiser = denoiser_of(pipe)
+    chosen = [_loaded(plan) for plan in _listed(plans)]
+    for plan in chosen:
+        plan.check(pipe, denoiser)
+    changes = site_changes(pipe, denoiser, chosen, saes or {})
+    with ExitStack() as stack:
+        stack.enter_context(_claimed(denoiser, changes, chosen))
+        clock = next(iter(changes.values())).clock if changes else None
+        if clock:
+            stack.enter_context(clock.following(denoiser))
+        for site, change in changes.items():
+            stack.enter_context(edited(denoiser, site, change))
+        yield pipe
+
+
+def removal_of(plans: Plans, saes: Mapping[str, SAE] | None = None) -> Removal:
+    """Plans as a Removal, for the benchmark."""
+    return lambda pipe: unlearn(pipe, plans, saes=saes)
+
+
+def site_changes(
+    pipe: Any, denoiser: nn.Module, plans: Iterable[Plan], saes: Mapping[str, SAE]
+) -> dict[str, SiteChange]:
+    """For each site the change that joins all edits there."""
+    device = next(denoiser.parameters()).device
+    clock, guided = Clock(denoiser), _guided(pipe)
+    by_site: dict[str, list[Any]] = {}
+    for plan in plans:
+        for edit in plan.edits:
+            if edit.readout is None:
+                _check_sae(edit, saes.get(edit.site))
+            by_site.setdefault(edit.site, []).append(edit)
+    return {
+        site: SiteChange(edits, clock, guided, saes.get(site), device)
+        for site, edits in by_site.items()
+    }
+
+
+def _listed(plans: Plans) -> Sequence[Plan | str | Path]:
+    return [plans] if isinstance(plans, (Plan, str, Path)) else plans
+
+
+def _loaded(plan: Plan | str | Path) -> Plan:
+    return plan if isinstance(plan, Plan) else Plan.load(plan)
+
+
+def _check_sae(edit: Any, sae: SAE | None) -> None:
+    if sae is None:
+        raise ConfigError(
+            f"the latents of the plan at {edit.site!r} compete with all others (its SAE has no "
+            f"thresholds): pass the SAE, unlearn(pipe, plan, saes={{{edit.site!r}: sae}})"
+        )
+    if fingerprint(sae) != edit.sae:
+        raise MismatchError(
+            f"the SAE given for {edit.site!r} is {fingerprint(sae)}; the plan was made with "
+            f"{edit.sae}"
+        )
+
+
+def _guided(pipe: Any) -> Guided:
+    """Whether a call of the denoiser holds [unconditional, conditional], as the pipeline says."""
+    return lambda: bool(getattr(pipe, "do_classifier_free_guidance", False))
+
+
+@contextmanager
+def _claimed(denoiser: nn.Module, sites: Iterable[str], plans: Sequence[Plan]) -> Iterator[None]:
+    """Note which sites are edited, so that a second `unlearn` cannot edit the same."""
+    busy = _EDITED.setdefault(denoiser, {})
+    for site in sites:
+        if site in busy:
+            raise ConfigError(
+                f"site {site!r} is being edited already, to remove {busy[site]}; pass the plans "
+                "together: unlearn(pipe, [plan, other])"
+            )
+    mine = dict.fromkeys(sites, ", ".join(plan.concept for plan in plans))
+    busy.update(mine)
+    try:
+        yield
+    finally:
+        for site in mine:
+            busy.pop(site, None)

@@ -1,0 +1,321 @@
+"""What a plan does to a site's tensor, without a host sync: gates, targets, and what is added.
+
+Shape key: b images, t positions, n = b * t rows, m latents of an edit, d width of the site.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vision_sae.adapters.diffusion_inputs import kind_of
+from vision_sae.errors import ConfigError
+from vision_sae.recipes.unlearn.plan import SiteEdit
+from vision_sae.recipes.unlearn.readout import Readout
+from vision_sae.rows import RowNorm, treat_rows
+from vision_sae.sae import SAE
+
+LAST = 1000  # timesteps go from 0 to here
+Guided = Callable[[], bool]
+
+
+class Clock:
+    """The timestep of the denoiser's current call, as the row of a table."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.factor = LAST if kind_of(denoiser) == "FluxTransformer2DModel" else 1
+        self.now: Any = 0
+
+    @contextmanager
+    def following(self, denoiser: nn.Module) -> Iterator[None]:
+        handle = denoiser.register_forward_pre_hook(self._note, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _note(self, module: Any, args: Any, kwargs: Any) -> None:
+        time = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        self.now = self._row(time)
+
+    def _row(self, time: Any) -> Any:
+        """A number where that needs no wait, else a tensor on the device."""
+        if not isinstance(time, Tensor):
+            return min(round(float(time) * self.factor), LAST)
+        first = time.flatten()[0]
+        if first.device.type == "cpu":
+            return min(round(float(first) * self.factor), LAST)
+        return (first.float() * self.factor).round().long().clamp(0, LAST)
+
+
+class Tables(NamedTuple):
+    """One edit's tables, one row per timestep from 0 to LAST."""
+
+    strengths: Float[Tensor, "r m"]
+    mean: Float[Tensor, "r m"]
+    other: Float[Tensor, "r m"]
+    theta: Float[Tensor, "r m"]
+    detector: Float[Tensor, "r m"]
+    bias: Float[Tensor, "r 1"]
+
+    @classmethod
+    def of(cls, edit: SiteEdit, device: torch.device) -> "Tables":
+        inside = _inside(edit.window)[:, None]
+        strengths = spread(edit.strengths, edit.timesteps) * inside
+        rest = [spread(t, edit.timesteps) for t in (edit.mean, edit.other, edit.theta)]
+        bias = spread(edit.bias[:, None], edit.timesteps)
+        detector = spread(edit.detector, edit.timesteps)
+        return cls(*(t.to(device) for t in (strengths, *rest, detector, bias)))
+
+    def at(self, row: Any) -> "Tables":
+        """The rows of one timestep, [m] each."""
+        return Tables(*(table[row] for table in self))
+
+
+def _inside(window: tuple[int, int]) -> Bool[Tensor, " r"]:
+    rows = torch.arange(LAST + 1)
+    return (rows >= window[0]) & (rows <= window[1])
+
+
+def spread(table: Float[Tensor, "T m"], timesteps: Int[Tensor, " T"]) -> Float[Tensor, "r m"]:
+    """Every timestep's row by linear interpolation, constant beyond the first and the last."""
+    times, order = timesteps.sort()
+    table, rows = table[order].float(), torch.arange(LAST + 1)
+    high = torch.searchsorted(times, rows).clamp(max=len(times) - 1)
+    low = (high - 1).clamp(min=0)
+    gap = (times[high] - times[low]).clamp(min=1)
+    part = ((rows - times[low]) / gap).clamp(0, 1)[:, None]
+    return torch.lerp(table[low], table[high], part)
+
+
+class _Edit:
+    """One edit with its tables, and where its codes stand among those that the site reads."""
+
+    def __init__(self, edit: SiteEdit, first: int, device: torch.device) -> None:
+        self.plan, self.tables = edit, Tables.of(edit, device)
+        self.span = slice(first, first + len(edit.latents))
+        self.needs = set(edit.gates)
+
+    def gate(self, f: Float[Tensor, "b t m"], now: Tables) -> Tensor | float:
+        """1 where the edit acts, shaped to fit [b t m]."""
+        gate: Tensor | float = 1.0
+        if "image" in self.needs:
+            found = f.mean(1) @ now.detector + now.bias  # [b]
+            gate = (found > 0).to(f.dtype)[:, None, None]
+        if "threshold" in self.needs:
+            gate = gate * (f > now.theta)
+        if "mask" in self.needs:
+            gate = gate * self.mask(f, now)[..., None]
+        return gate
+
+    def mask(self, f: Float[Tensor, "b t m"], now: Tables) -> Bool[Tensor, "b t"]:
+        """Positions where any edited latent is above its threshold."""
+        return ((f > now.theta) & (now.strengths != 0)).any(-1)
+
+    def added(self, f: Float[Tensor, "b t m"], now: Tables) -> Float[Tensor, "b t m"]:
+        """What is added to the codes."""
+        return now.strengths * self._away(f, now) * self.gate(f, now)
+
+    def _away(self, f: Tensor, now: Tables) -> Tensor:
+        """target - f."""
+        mode, factor = self.plan.mode, self.plan.multiplier
+        if mode == "replace":
+            return (now.other - now.mean).expand_as(f)
+        if mode == "zero":
+            return -f
+        if mode == "clamp":
+            return factor * now.mean - f
+        return (factor * now.mean * f if mode == "multiple" else factor * f) - f
+
+    def patched(
+        self, x: Float[Tensor, "b t d"], f: Float[Tensor, "b t m"], now: Tables
+    ) -> Float[Tensor, "b t d"]:
+        """What moves each detected position to an undetected one of the same map (PER)."""
+        found = self.mask(f, now)
+        if "image" in self.needs:
+            found = found & (self.gate(f, now)[..., 0] > 0)  # type: ignore[index]
+        t = x.shape[1]
+        lots = torch.rand(t, t, generator=torch.Generator().manual_seed(0)).to(x.device)
+        source = (lots - 2.0 * found[:, None, :]).argmax(-1)  # [b t], detected ones last
+        moved = x.gather(1, source[..., None].expand_as(x)) - x
+        some = found & ~found.all(1, keepdim=True)
+        return moved * (some * now.strengths.amax())[..., None]
+
+
+class SiteChange:
+    """All edits of one site, as a function of the site's tensor.
+
+    All read the codes that the model gives before any of them changes it; what they add is summed.
+    """
+
+    def __init__(
+        self,
+        edits: Sequence[SiteEdit],
+        clock: Clock,
+        guided: Guided,
+        sae: SAE | None,
+        device: torch.device,
+    ) -> None:
+        self.clock, self.guided, self.half = clock, guided, _one_half(edits)
+        self.edits, first = [], 0
+        for edit in edits:
+            self.edits.append(_Edit(edit, first, device))
+            first += len(edit.latents)
+        self.sign = any(edit.saeuron_sign for edit in edits)
+        self.reader = _reader(edits, sae, device)
+
+    @torch.no_grad()
+    def __call__(self, output: Tensor) -> Tensor:
+        tokens, back = as_tokens(output, self.reader.atoms.shape[1])
+        rows = _rows_of(len(tokens), self.half, self.guided())
+        delta = self.delta(tokens[rows].float()).to(output.dtype)
+        if rows == slice(None):
+            return output + back(delta)
+        changed = output.clone()
+        changed[rows] += back(delta)
+        return changed
+
+    def delta(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """What is added to the site's tokens."""
+        f, spread_back = self.reader(x)
+        moved = torch.zeros((), device=x.device)
+        added = []
+        for edit in self.edits:
+            now, mine = edit.tables.at(self.clock.now), f[..., edit.span]
+            if edit.plan.mode == "patches":
+                moved = moved + edit.patched(x, mine, now)
+                added.append(torch.zeros_like(mine))
+            else:
+                added.append(edit.added(mine, now))
+        codes = added[0] if len(added) == 1 else torch.cat(added, -1)
+        total: Tensor = spread_back(codes @ self.reader.atoms) + moved
+        if self.sign:
+            total = total + 2 * self.reader.error(x)
+        return total
+
+
+def _one_half(edits: Sequence[SiteEdit]) -> str:
+    halves = {edit.half for edit in edits}
+    if len(halves) > 1:
+        raise ConfigError(
+            f"the plans at {edits[0].site!r} change different halves of the guided batch "
+            f"({', '.join(sorted(halves))}); plans that are used together must agree"
+        )
+    return halves.pop()
+
+
+def _rows_of(b: int, half: str, guided: bool) -> slice:
+    """Which rows of a batch [unconditional, conditional] are edited. Raises ConfigError."""
+    if half == "both" or (not guided and half == "cond"):
+        return slice(None)
+    if not guided:
+        raise ConfigError(
+            "this plan edits the unconditional half of the guided batch, and the pipeline runs "
+            "without guidance: set guidance_scale above 1, or find a plan with half='cond'"
+        )
+    return slice(b // 2, None) if half == "cond" else slice(0, b // 2)
+
+
+def as_tokens(
+    output: Tensor, width: int
+) -> tuple[Float[Tensor, "b t d"], Callable[[Tensor], Tensor]]:
+    """A site's tensor as tokens, and the way back for tokens of some of its rows."""
+    if output.ndim == 2:
+        return output[:, None], lambda tokens: tokens[:, 0]
+    if output.ndim == 3:
+        return output, lambda tokens: tokens
+    axis = 1 if output.shape[1] == width else 3
+    last = output.movedim(axis, 3)
+    grid = last.shape[1:3]
+    return last.flatten(1, 2), lambda tokens: tokens.unflatten(1, grid).movedim(3, axis)
+
+
+class _Thresholds:
+    """Reads chosen latents alone."""
+
+    def __init__(self, readouts: Sequence[Readout], device: torch.device) -> None:
+        first = readouts[0]
+        joined = {name: [r.tensors()[name] for r in readouts] for name in first.tensors()}
+        whole = Readout(**{n: torch.cat(parts) for n, parts in joined.items()}, rows=first.rows)
+        self.readout = whole.to(device)
+        self.atoms = self.readout.atoms
+
+    def __call__(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        if self.readout.rows == "none":
+            return self.readout.codes(x), lambda delta: delta
+        rows, back = _treated(x, self.readout.rows)
+        return self.readout.codes(rows), back
+
+    def error(self, x: Tensor) -> Tensor:
+        raise ConfigError("the published sign of the error needs the whole SAE: pass saes=")
+
+
+class _Competing:
+    """Reads all latents, and gives the chosen ones: for SAEs without thresholds."""
+
+    def __init__(self, sae: SAE, latents: Int[Tensor, " m"], device: torch.device) -> None:
+        self.sae, self.m = sae.to(device).eval(), len(latents)
+        latents = latents.to(device)
+        self.atoms = sae.W_dec.detach()[latents]
+        self.places = [_places(part, sae.config.s) for part in _without_twins(latents)]
+
+    def __call__(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        flat = x.reshape(-1, x.shape[-1])
+        codes = self.sae.encode(flat)
+        parts = [self._chosen(codes, place, width) for place, width in self.places]
+        f = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        back = _treated(x, self.sae.config.rows)[1]
+        return f.view(*x.shape[:2], self.m), back
+
+    def _chosen(self, codes: Any, place: Tensor, width: int) -> Float[Tensor, "n m"]:
+        found = torch.zeros(len(codes), width + 1, device=place.device)
+        found.index_put_((codes.rows, place[codes.indices]), codes.values, accumulate=True)
+        return found[:, :width]
+
+    def error(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """x_hat - x."""
+        return self.sae(x.reshape(-1, x.shape[-1])).x_hat.view_as(x) - x
+
+
+def _without_twins(latents: Tensor) -> list[Tensor]:
+    """Runs in which no latent comes twice: several plans may share some."""
+    runs, seen, start = [], set[int](), 0
+    for i, latent in enumerate(latents.tolist()):
+        if latent in seen:
+            runs.append(latents[start:i])
+            seen, start = set(), i
+        seen.add(latent)
+    return [*runs, latents[start:]]
+
+
+def _places(latents: Tensor, s: int) -> tuple[Tensor, int]:
+    """For each of s latents its column; those not chosen share one more at the end."""
+    place = torch.full((s,), len(latents), device=latents.device)
+    place[latents] = torch.arange(len(latents), device=latents.device)
+    return place, len(latents)
+
+
+def _treated(x: Tensor, rows: RowNorm) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Rows after their treatment, and how a difference of such rows is undone."""
+    treated, undo = treat_rows(x.reshape(-1, x.shape[-1]), rows)
+    zero = torch.zeros_like(treated)
+
+    def back(delta: Tensor) -> Tensor:
+        return (undo(delta.reshape(zero.shape)) - undo(zero)).view_as(x)
+
+    return treated.view_as(x), back
+
+
+def _reader(
+    edits: Sequence[SiteEdit], sae: SAE | None, device: torch.device
+) -> _Thresholds | _Competing:
+    readouts = [edit.readout for edit in edits if edit.readout is not None]
+    whole = any(edit.saeuron_sign for edit in edits) or len(readouts) < len(edits)
+    if whole and sae is not None:
+        return _Competing(sae, torch.cat([edit.latents for edit in edits]), device)
+    return _Thresholds(readouts, device)
+
+
