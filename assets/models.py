@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from vision_sae.errors import require
+
 FOLDER = Path(__file__).parent / "emoji-clip"
+DIFFUSION = Path(__file__).parent / "emoji-diffusion"
+DRAWING = {"steps": 25, "guidance": 3}
 
 
 def emoji_clip(argument: str = "") -> Any:
@@ -11,3 +15,25 @@ def emoji_clip(argument: str = "") -> Any:
     from vision_sae.adapters.clip import from_folder
 
     return from_folder(FOLDER, name="emoji-clip")
+
+
+def emoji_diffusion(argument: str = "") -> Any:
+    """emoji-diffusion along its sampling: `emoji-diffusion?steps=25&guidance=3&half=cond`."""
+    from vision_sae.adapters.diffusion import from_name
+
+    settings = argument.removeprefix("?")
+    told = {part.partition("=")[0] for part in settings.split("&")}
+    usual = [f"{name}={value}" for name, value in DRAWING.items() if name not in told]
+    adapter = from_name(f"{DIFFUSION}?{'&'.join(usual + [settings] * bool(settings))}")
+    adapter.name = adapter.name.replace(f"diffusers:{DIFFUSION}", "emoji-diffusion", 1)
+    return adapter
+
+
+def emoji_diffusion_pipe(**options: Any) -> Any:
+    """The StableDiffusionPipeline itself, without a progress bar."""
+    diffusers = require("diffusers", "diffusion")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        DIFFUSION, local_files_only=True, safety_checker=None, **options
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,7 +1,7 @@
 """The looks of emoji-diffusion's pictures: one plain, and eight that no one would confuse.
 
-Every look is a function of a drawing's premultiplied colour and its alpha, moved and scaled already,
-at 64 px; `paint` draws a batch and brings it to the size asked for.
+Every look is a function of a drawing's premultiplied colour and its alpha, moved and scaled, at
+64 px; `paint` draws a batch and brings it to the size asked for.
 """
 
 from collections.abc import Callable
@@ -117,7 +117,10 @@ def thermal(colour: Colour, alpha: Alpha, chance: Tensor) -> Colour:
     table = torch.tensor(HEAT)  # [5 3]
     low = heat.long()
     part = heat - low
-    mixed = table[low[:, 0]] * (1 - part[:, 0, ..., None]) + table[low[:, 0] + 1] * part[:, 0, ..., None]
+    mixed = (
+        table[low[:, 0]] * (1 - part[:, 0, ..., None])
+        + table[low[:, 0] + 1] * part[:, 0, ..., None]
+    )
     return mixed.permute(0, 3, 1, 2)
 
 

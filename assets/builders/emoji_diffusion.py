@@ -302,7 +302,7 @@ def export(out: Path, model: Any, autoencoder: Any, words: Any) -> None:
 
 
 def _load_as_float32(config: Path) -> None:
-    """transformers loads in the dtype that this file names, diffusers in float32: make them agree."""
+    """transformers loads in the dtype named here, diffusers in float32: make them agree."""
     told = json.loads(config.read_text())
     write_json(config, told | {"dtype": "float32"})
 

@@ -1,13 +1,12 @@
 """Use plans while a pipeline samples: `with unlearn(pipe, plan): pipe("...")`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vision_sae.adapter import fingerprint
 from vision_sae.adapters.diffusion_inputs import denoiser_of

@@ -317,5 +317,3 @@ def _reader(
     if whole and sae is not None:
         return _Competing(sae, torch.cat([edit.latents for edit in edits]), device)
     return _Thresholds(readouts, device)
-
-

@@ -112,7 +112,7 @@ class Plan:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"weights": self.weights}
         for i, edit in enumerate(self.edits):
-            tensors |= {f"{i}.{name}": tensor for name, tensor in _tensors(edit).items()}
+            tensors |= {f"{i}.{name}": tensor.clone() for name, tensor in _tensors(edit).items()}
         write_tensors(folder / TENSORS, tensors)
         write_json(folder / DESCRIPTION, self.describe())
         return folder
@@ -149,8 +149,8 @@ class Plan:
         here = sample_of(denoiser)
         if here.shape != self.weights.shape or _distance(here, self.weights) > 0.02:
             raise MismatchError(
-                f"the plan for {self.concept!r} was made for {self.model}, whose weights are others "
-                f"than those of this {type(denoiser).__name__}; make a plan with this one"
+                f"the plan for {self.concept!r} was made for {self.model}, whose weights differ "
+                f"from those of this {type(denoiser).__name__}; make a plan with this one"
             )
         schedule = schedule_of(pipe)
         if schedule != dict(self.schedule):

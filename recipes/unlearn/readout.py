@@ -45,7 +45,7 @@ class Readout:
         moved = {name: t.to(device) for name, t in self.tensors().items()}
         return Readout(**moved, rows=self.rows)
 
-    def codes(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+    def codes(self, rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n m"]:
         """Of rows after their treatment."""
         z = F.linear(rows, self.weight, self.b)
         return z * (z > self.threshold)

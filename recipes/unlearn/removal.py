@@ -11,9 +11,9 @@ Removal = Callable[[Any], AbstractContextManager[Draw]]  # pipeline -> with ... 
 class Method(Protocol):
     """Learns to remove concepts ("object:pizza") from a pipeline.
 
-        removal = method.fit(pipe, ["object:pizza"])
-        with removal(pipe) as draw:
-            images = draw(prompt=["a pizza"]).images
+    removal = method.fit(pipe, ["object:pizza"])
+    with removal(pipe) as draw:
+        images = draw(prompt=["a pizza"]).images
     """
 
     name: str

@@ -1,0 +1,201 @@
+"""Find the latents of a concept, and make the plan that removes it.
+
+`observe` looks once at the prompts of all concepts; `plan_for` then makes a plan in milliseconds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vision_sae.adapter import fingerprint
+from vision_sae.errors import ConfigError, UnknownName
+from vision_sae.recipes.unlearn import detect
+from vision_sae.recipes.unlearn.plan import Half, Mode, Plan, SiteEdit, sample_of, schedule_of
+from vision_sae.recipes.unlearn.prompts import Labelled, check, holds
+from vision_sae.recipes.unlearn.readout import Readout
+from vision_sae.recipes.unlearn.scores import SCORES
+from vision_sae.recipes.unlearn.statistics import Contrast, Statistics, Tell, collect, pooled
+from vision_sae.sae import SAE
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How latents are chosen and what is done to them.
+
+    `count` latents by `score` ("saeuron", "difference", "shift", "selective"), or those above the
+    `percentile` of all scores; over the mean of the timesteps, or at each (`per_step`). The gate of
+    `where="image"` reads `detectors` latents. `mode`, `where`, `multiplier`, `half`, `window`: see
+    SiteEdit. Raises ConfigError, UnknownName.
+    """
+
+    score: str = "shift"
+    count: int = 64
+    percentile: float | None = None
+    per_step: bool = False
+    detectors: int = 48
+    mode: Mode = "replace"
+    where: str = "image"
+    strength: float = 1.0
+    multiplier: float = -1.0
+    half: Half = "cond"
+    window: tuple[int, int] = (0, 10**6)
+    saeuron_sign: bool = False
+
+    def __post_init__(self) -> None:
+        if self.score not in SCORES:
+            raise UnknownName("score", self.score, SCORES)
+        if self.count < 1 or self.detectors < 1:
+            raise ConfigError(
+                f"count and detectors must be at least 1; got {self.count}, {self.detectors}"
+            )
+        if self.percentile is not None and not 0 <= self.percentile < 100:
+            raise ConfigError(f"percentile must be from 0 to below 100; got {self.percentile}")
+
+
+# the published code: both halves, one latent above the 99.999th percentile at each step, -1 * mean
+SAEURON = Choice(
+    score="saeuron", percentile=99.999, per_step=True, mode="multiple", where="threshold",
+    half="both", saeuron_sign=True,
+)  # fmt: skip
+COMPAT = {"saeuron": SAEURON}
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that plans are made from: statistics of every latent, and codes of the candidates."""
+
+    model: str
+    weights: Float[Tensor, " samples"]
+    schedule: Mapping[str, Any]
+    saes: Mapping[str, SAE]
+    prompts: Sequence[Labelled]
+    statistics: Mapping[str, Statistics]
+    candidates: Mapping[str, Int[Tensor, " m"]]
+    codes: Mapping[str, Float[Tensor, "n T m"]]
+
+
+def observe(
+    adapter: Any,
+    saes: Mapping[str, SAE],
+    prompts: Sequence[Labelled],
+    concepts: Sequence[str],
+    *,
+    candidates: int = 48,
+    batch_size: int = 64,
+    tell: Tell = lambda prompts: None,
+) -> Evidence:
+    """Sample the prompts twice: statistics, then the codes of each concept's best candidates.
+
+    Raises UnknownName for a concept with no prompts, DataError for one with no others.
+    """
+    for concept in concepts:
+        check(prompts, concept)
+    found = collect(adapter, saes, prompts, batch_size=batch_size, tell=tell)
+    best = {
+        site: torch.cat([_top(s.contrast(c), "difference", candidates) for c in concepts]).unique()
+        for site, s in found.items()
+    }
+    codes = pooled(adapter, saes, prompts, best, batch_size=batch_size, tell=tell)
+    return Evidence(
+        adapter.name, sample_of(adapter.model), schedule_of(adapter.pipe), dict(saes),
+        prompts, found, best, codes,
+    )  # fmt: skip
+
+
+def _top(contrast: Contrast, score: str, count: int) -> Int[Tensor, " m"]:
+    """By the size of the score, averaged over timesteps."""
+    sizes = SCORES[score](contrast).abs().mean(0)
+    return sizes.topk(min(count, len(sizes))).indices.sort().values
+
+
+def find(
+    adapter: Any,
+    saes: Mapping[str, SAE],
+    prompts: Sequence[Labelled],
+    concept: str,
+    *,
+    compat: str | None = None,
+    tell: Tell = lambda prompts: None,
+    **choice: Any,
+) -> Plan:
+    """`observe` and `plan_for` for one concept; `choice` are Choice's settings.
+
+    plan = find(load_adapter("emoji-diffusion"), saes, read("prompts.csv"), "object:pizza")
+    """
+    if compat is not None and compat not in COMPAT:
+        raise UnknownName("compat", compat, COMPAT)
+    wanted = replace(COMPAT[compat], **choice) if compat else Choice(**choice)
+    evidence = observe(adapter, saes, prompts, [concept], candidates=wanted.detectors, tell=tell)
+    return plan_for(evidence, concept, wanted)
+
+
+def plan_for(evidence: Evidence, concept: str, choice: Choice = Choice()) -> Plan:
+    """The plan that removes a concept, at every site that was observed."""
+    check(evidence.prompts, concept)
+    truth = torch.tensor([holds(row, concept) for row in evidence.prompts])
+    edits = [_site_edit(evidence, site, concept, truth, choice) for site in evidence.saes]
+    about = {"prompts": len(truth), "of the concept": int(truth.sum()), "score": choice.score}
+    return Plan(concept, tuple(edits), evidence.model, evidence.weights, evidence.schedule, about)
+
+
+def _site_edit(
+    evidence: Evidence, site: str, concept: str, truth: Bool[Tensor, " n"], choice: Choice
+) -> SiteEdit:
+    sae, stats = evidence.saes[site], evidence.statistics[site]
+    contrast = stats.contrast(concept)
+    chosen = chosen_latents(contrast, choice)  # [T s]
+    watch = _watched(evidence, site, contrast, choice)
+    latents = torch.cat([chosen.any(0).nonzero()[:, 0], watch]).unique()
+    return SiteEdit(
+        site=site, sae=fingerprint(sae), latents=latents,
+        timesteps=torch.tensor(stats.timesteps),
+        strengths=choice.strength * chosen[:, latents].float(),
+        mean=contrast.mean[:, latents], other=contrast.other[:, latents],
+        theta=stats.published_threshold[:, latents],
+        **_gate(evidence, site, latents, watch, truth),
+        mode=choice.mode, where=choice.where, half=choice.half, multiplier=choice.multiplier,
+        window=choice.window, readout=Readout.of(sae, latents), saeuron_sign=choice.saeuron_sign,
+    )  # fmt: skip
+
+
+def chosen_latents(contrast: Contrast, choice: Choice) -> Bool[Tensor, "T s"]:
+    """Which latents are edited at which timestep."""
+    scores = SCORES[choice.score](contrast)
+    if not choice.per_step:
+        scores = scores.mean(0, keepdim=True)
+    if choice.percentile is not None:
+        above = scores > scores.quantile(choice.percentile / 100, 1, keepdim=True)
+    else:
+        least = scores.topk(min(choice.count, scores.shape[1]), 1).values[:, -1:]
+        above = scores >= least
+    return above.expand(len(contrast.mean), -1)
+
+
+def _watched(
+    evidence: Evidence, site: str, contrast: Contrast, choice: Choice
+) -> Int[Tensor, " w"]:
+    """The candidates that the image gate reads; none where there is no such gate."""
+    if "image" not in choice.where.split("+"):
+        return torch.zeros(0, dtype=torch.int64)
+    known = evidence.candidates[site]
+    sizes = SCORES["difference"](contrast).abs().mean(0)[known]
+    return known[sizes.topk(min(choice.detectors, len(known))).indices.sort().values]
+
+
+def _gate(
+    evidence: Evidence, site: str, latents: Tensor, watch: Tensor, truth: Bool[Tensor, " n"]
+) -> dict[str, Tensor]:
+    """The detector's tables over all latents of the edit: 0 for those that it does not read."""
+    codes = evidence.codes[site]
+    weight = torch.zeros(codes.shape[1], len(latents))
+    bias = torch.zeros(codes.shape[1])
+    if len(watch):
+        columns = torch.searchsorted(evidence.candidates[site], watch)
+        found = detect.fit(codes[..., columns], truth)
+        weight[:, torch.searchsorted(latents, watch)] = found.weight
+        bias = found.bias
+    return {"detector": weight, "bias": bias}

@@ -1,0 +1,179 @@
+"""What each latent does on the prompts of each concept, at each timestep; nothing is stored.
+
+Shape key: c concepts, T timesteps, s latents, m chosen latents, n prompts, b of a batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from vision_sae.adapter import StepAdapter
+from vision_sae.errors import ConfigError, UnknownName
+from vision_sae.extract import Reading, activations_of
+from vision_sae.files import write_bytes
+from vision_sae.probing import probe_sites
+from vision_sae.recipes.unlearn.prompts import Labelled, concepts_of, holds
+from vision_sae.sae import SAE
+
+Tell = Callable[[int], None]
+
+
+class Contrast(NamedTuple):
+    """A concept's prompts against the others, [T s] each."""
+
+    mean: Float[Tensor, "T s"]
+    other: Float[Tensor, "T s"]
+    variance: Float[Tensor, "T s"]
+    other_variance: Float[Tensor, "T s"]
+    active: Float[Tensor, "T s"]
+    other_active: Float[Tensor, "T s"]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Of one site: sums over prompts of token-mean codes, their squares, and the active shares.
+
+    The last row of each is over all prompts, so that the others are the total minus a concept.
+    """
+
+    concepts: tuple[str, ...]
+    timesteps: tuple[int, ...]
+    count: Float[Tensor, " c1"]
+    sums: Float[Tensor, "c1 T s"]
+    squares: Float[Tensor, "c1 T s"]
+    actives: Float[Tensor, "c1 T s"]
+
+    def contrast(self, concept: str) -> Contrast:
+        """The concept against every other prompt. Raises UnknownName."""
+        if concept not in self.concepts:
+            raise UnknownName("concept", concept, self.concepts)
+        i = self.concepts.index(concept)
+        n, rest = self.count[i], self.count[-1] - self.count[i]
+        mean, other = self.sums[i] / n, (self.sums[-1] - self.sums[i]) / rest
+        square, squares = self.squares[i] / n, (self.squares[-1] - self.squares[i]) / rest
+        active, actives = self.actives[i] / n, (self.actives[-1] - self.actives[i]) / rest
+        spread = (square - mean.square()).clamp(min=0)
+        return Contrast(
+            mean, other, spread, (squares - other.square()).clamp(min=0), active, actives
+        )
+
+    @property
+    def published_threshold(self) -> Float[Tensor, "T s"]:
+        """SAeUron's theta: the mean over concepts of their mean codes."""
+        means: Tensor = (self.sums[:-1] / self.count[:-1, None, None]).mean(0)
+        return means
+
+    def save(self, path: Path) -> None:
+        tensors = {name: getattr(self, name) for name in ("count", "sums", "squares", "actives")}
+        tensors["timesteps"] = torch.tensor(self.timesteps)
+        write_bytes(path, save(tensors, {"concepts": "\n".join(self.concepts)}))
+
+    @classmethod
+    def load(cls, path: Path) -> "Statistics":
+        with safe_open(path, "pt") as file:
+            concepts = tuple(file.metadata()["concepts"].split("\n"))
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        times = tuple(found.pop("timesteps").tolist())
+        return cls(concepts, times, **found)
+
+
+class Means(NamedTuple):
+    """Token means of one batch at one site: of the codes, and of their being active."""
+
+    codes: Float[Tensor, "b T s"]
+    active: Float[Tensor, "b T s"]
+
+
+def collect(
+    adapter: StepAdapter,
+    saes: Mapping[str, SAE],
+    prompts: Sequence[Labelled],
+    *,
+    batch_size: int = 64,
+    tell: Tell = lambda prompts: None,
+) -> dict[str, Statistics]:
+    """The statistics of every site and of every concept of the prompts, in one pass of sampling.
+
+    Memory is that of the sums and of one batch. Raises ConfigError for an adapter that keeps both
+    halves of the guided batch.
+    """
+    concepts = concepts_of(prompts)
+    member = torch.tensor([[holds(row, c) for row in prompts] for c in concepts])
+    member = torch.cat([member, torch.ones_like(member[:1])]).float()  # [c + 1, n]
+    sums: dict[str, list[Tensor]] = {}
+    for some, found in _means(adapter, saes, prompts, batch_size):
+        part = member[:, some]
+        for site, (codes, active) in found.items():
+            added = [_per_concept(part, t) for t in (codes, codes.square(), active)]
+            old = sums.get(site)
+            sums[site] = [a + b for a, b in zip(old, added, strict=True)] if old else added
+        tell(some.stop - some.start)
+    return {
+        site: Statistics(concepts, adapter.timesteps, member.sum(1), *parts)
+        for site, parts in sums.items()
+    }
+
+
+def _per_concept(member: Float[Tensor, "c1 b"], codes: Float[Tensor, "b T s"]) -> Tensor:
+    return (member @ codes.flatten(1)).view(len(member), *codes.shape[1:])
+
+
+def pooled(
+    adapter: StepAdapter,
+    saes: Mapping[str, SAE],
+    prompts: Sequence[Labelled],
+    latents: Mapping[str, Int[Tensor, " m"]],
+    *,
+    batch_size: int = 64,
+    tell: Tell = lambda prompts: None,
+) -> dict[str, Float[Tensor, "n T m"]]:
+    """Token-mean codes of chosen latents for every prompt, for detectors."""
+    parts: dict[str, list[Tensor]] = {site: [] for site in saes}
+    for some, found in _means(adapter, saes, prompts, batch_size):
+        for site, means in found.items():
+            parts[site].append(means.codes[..., latents[site]])
+        tell(some.stop - some.start)
+    return {site: torch.cat(some) for site, some in parts.items()}
+
+
+def _means(
+    adapter: StepAdapter, saes: Mapping[str, SAE], prompts: Sequence[Labelled], batch_size: int
+) -> Iterator[tuple[slice, dict[str, Means]]]:
+    if adapter.half == "both":
+        raise ConfigError(
+            "statistics are of one half of the guided batch: make the adapter with half='cond' "
+            "or half='uncond'"
+        )
+    batch: Any = adapter.prepare([prompts[0].prompt])
+    sites = probe_sites(adapter, list(saes), batch)
+    reading = Reading(tuple(sites[site] for site in saes))
+    done = 0
+    for some in batched(prompts, batch_size):
+        acts = activations_of(adapter, adapter.prepare([row.prompt for row in some]), reading)
+        steps = len(adapter.timesteps)
+        yield (
+            slice(done, done + len(some)),
+            {
+                site: _site_means(sae, acts[site].unflatten(1, (steps, -1)))
+                for site, sae in saes.items()
+            },
+        )
+        done += len(some)
+
+
+@torch.no_grad()
+def _site_means(sae: SAE, acts: Float[Tensor, "b T t d"]) -> Means:
+    b, steps, t, d = acts.shape
+    codes = sae.encode(acts.reshape(-1, d).float())
+    place = (codes.rows // t) * codes.width + codes.indices
+    total = torch.zeros(2, b * steps * codes.width)
+    total[0].index_add_(0, place.cpu(), codes.values.cpu() / t)
+    total[1].index_add_(0, place.cpu(), codes.active.float().cpu() / t)
+    return Means(*total.view(2, b, steps, codes.width))
