@@ -31,7 +31,7 @@ def read(path: str) -> list[Labelled]:
     rows = []
     for item in (source.item(i) for i in range(len(source))):
         labels = {n: str(v) for n, v in item.about.items() if n not in Prompt._fields + ("prompt",)}
-        rows.append(Labelled(item.image(), labels))
+        rows.append(Labelled(item.open(), labels))
     if not rows or not any(row.labels for row in rows):
         raise DataError(
             f"{path}: concepts are columns beside prompt, seed and guidance (as object, style); "

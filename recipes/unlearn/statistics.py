@@ -154,18 +154,15 @@ def _means(
     batch: Any = adapter.prepare([prompts[0].prompt])
     sites = probe_sites(adapter, list(saes), batch)
     reading = Reading(tuple(sites[site] for site in saes))
-    done = 0
-    for some in batched(prompts, batch_size):
-        acts = activations_of(adapter, adapter.prepare([row.prompt for row in some]), reading)
-        steps = len(adapter.timesteps)
+    for start in range(0, len(prompts), batch_size):
+        some = slice(start, min(start + batch_size, len(prompts)))
+        asked = adapter.prepare([row.prompt for row in prompts[some]])
+        acts = activations_of(adapter, asked, reading)
+        split = (len(adapter.timesteps), -1)
         yield (
-            slice(done, done + len(some)),
-            {
-                site: _site_means(sae, acts[site].unflatten(1, (steps, -1)))
-                for site, sae in saes.items()
-            },
+            some,
+            {site: _site_means(sae, acts[site].unflatten(1, split)) for site, sae in saes.items()},
         )
-        done += len(some)
 
 
 @torch.no_grad()
