@@ -37,3 +37,11 @@ def emoji_diffusion_pipe(**options: Any) -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def emoji_diffusion_saes() -> dict[str, Any]:
+    """The trained SAEs of emoji-diffusion by site: where its text enters, each residual update."""
+    from vision_sae.checkpoint import load
+
+    folders = sorted((DIFFUSION / "saes").iterdir())
+    return {f"{folder.name}:update": load(folder) for folder in folders}

@@ -28,7 +28,8 @@ class Choice:
 
     `count` latents by `score` ("saeuron", "difference", "shift", "selective"), or those above the
     `percentile` of all scores; over the mean of the timesteps, or at each (`per_step`). The gate of
-    `where="image"` reads `detectors` latents. `mode`, `where`, `multiplier`, `half`, `window`: see
+    `where="image"` reads `detectors` latents. `towards` is another concept ("style:plain") that the
+    scores compare with and whose means "replace" puts in the place; without it all others. `mode`, `where`, `multiplier`, `half`, `window`: see
     SiteEdit. Raises ConfigError, UnknownName.
     """
 
@@ -37,6 +38,7 @@ class Choice:
     percentile: float | None = None
     per_step: bool = False
     detectors: int = 48
+    towards: str | None = None
     mode: Mode = "replace"
     where: str = "image"
     strength: float = 1.0
@@ -146,9 +148,9 @@ def _site_edit(
     evidence: Evidence, site: str, concept: str, truth: Bool[Tensor, " n"], choice: Choice
 ) -> SiteEdit:
     sae, stats = evidence.saes[site], evidence.statistics[site]
-    contrast = stats.contrast(concept)
+    contrast = stats.contrast(concept, choice.towards)
     chosen = chosen_latents(contrast, choice)  # [T s]
-    watch = _watched(evidence, site, contrast, choice)
+    watch = _watched(evidence, site, stats.contrast(concept), choice)
     latents = torch.cat([chosen.any(0).nonzero()[:, 0], watch]).unique()
     return SiteEdit(
         site=site, sae=fingerprint(sae), latents=latents,

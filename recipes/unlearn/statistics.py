@@ -50,19 +50,30 @@ class Statistics:
     squares: Float[Tensor, "c1 T s"]
     actives: Float[Tensor, "c1 T s"]
 
-    def contrast(self, concept: str) -> Contrast:
-        """The concept against every other prompt. Raises UnknownName."""
+    def contrast(self, concept: str, against: str | None = None) -> Contrast:
+        """The concept against every other prompt, or against another concept's.
+
+        Raises UnknownName.
+        """
+        i = self._row(concept)
+        if against is None:
+            rest, totals = self.count[-1] - self.count[i], [t[-1] - t[i] for t in self._sums]
+        else:
+            j = self._row(against)
+            rest, totals = self.count[j], [t[j] for t in self._sums]
+        mean, square, active = (t[i] / self.count[i] for t in self._sums)
+        other, squares, actives = (total / rest for total in totals)
+        spreads = [(q - m.square()).clamp(min=0) for q, m in ((square, mean), (squares, other))]
+        return Contrast(mean, other, *spreads, active, actives)
+
+    @property
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.sums, self.squares, self.actives
+
+    def _row(self, concept: str) -> int:
         if concept not in self.concepts:
             raise UnknownName("concept", concept, self.concepts)
-        i = self.concepts.index(concept)
-        n, rest = self.count[i], self.count[-1] - self.count[i]
-        mean, other = self.sums[i] / n, (self.sums[-1] - self.sums[i]) / rest
-        square, squares = self.squares[i] / n, (self.squares[-1] - self.squares[i]) / rest
-        active, actives = self.actives[i] / n, (self.actives[-1] - self.actives[i]) / rest
-        spread = (square - mean.square()).clamp(min=0)
-        return Contrast(
-            mean, other, spread, (squares - other.square()).clamp(min=0), active, actives
-        )
+        return self.concepts.index(concept)
 
     @property
     def published_threshold(self) -> Float[Tensor, "T s"]:
