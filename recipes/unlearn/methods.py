@@ -1,7 +1,7 @@
 """Every way to remove a concept from emoji-diffusion, for the benchmark, by name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from vision_sae.sae import SAE
 
 # settings by factor; chosen on validation seeds of eight concepts (docs/unlearn.md)
 OBJECTS = Choice(mode="scale", multiplier=-2.0, score="difference", count=16)
-STYLES = Choice(mode="scale", multiplier=-4.0, score="difference", count=16)
+STYLES = Choice(mode="replace", towards="style:blueprint", count=128)
 USUAL: Mapping[str, Choice] = {"object": OBJECTS, "style": STYLES}
 FIRST_SEED = 40_000_000  # of the prompts that statistics are taken on: neither split's
 
@@ -56,8 +56,13 @@ class SAEPlans:
 
     def fit(self, pipe: Any, concepts: Sequence[str]) -> Removal:
         found = self.observed.evidence
-        plans = [plan_for(found, c, self.choices[c.partition(":")[0]]) for c in concepts]
+        plans = [plan_for(found, c, self._choice(c)) for c in concepts]
         return removal_of(plans, self.observed.saes)
+
+    def _choice(self, concept: str) -> Choice:
+        """Nothing is replaced by itself."""
+        choice = self.choices[concept.partition(":")[0]]
+        return replace(choice, towards="style:sepia") if choice.towards == concept else choice
 
 
 def all_methods(pipe: Any, *, quick: bool = False) -> Mapping[str, Callable[[], Method]]:
