@@ -29,8 +29,8 @@ class Choice:
     `count` latents by `score` ("saeuron", "difference", "shift", "selective"), or those above the
     `percentile` of all scores; over the mean of the timesteps, or at each (`per_step`). The gate of
     `where="image"` reads `detectors` latents. `towards` is another concept ("style:plain") that the
-    scores compare with and whose means "replace" puts in the place; without it all others. `mode`, `where`, `multiplier`, `half`, `window`: see
-    SiteEdit. Raises ConfigError, UnknownName.
+    scores compare with and whose means "replace" puts in the place; without it all others. `mode`,
+    `where`, `multiplier`, `half`, `window`: see SiteEdit. Raises ConfigError, UnknownName.
     """
 
     score: str = "shift"
