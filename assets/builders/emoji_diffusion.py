@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from vision_sae.assets.vocabulary import DRAWN_AS, OBJECTS, STYLES, texts
 from vision_sae.files import part, write_json
 from vision_sae.train.resume import optimizer_tensors, restore_optimizer
 
+LIBRARY: Any = diffusers  # its classes are not annotated
 VENDORS = ("noto", "twemoji", "fluent")
 STENCILS = ("fluent-high-contrast",)
 LOOK_NAMES = ("", *STYLES)
@@ -85,7 +86,7 @@ def mixed_pictures(count: int, generator: torch.Generator) -> Tensor:
 
 
 def vae() -> Any:
-    return AutoencoderKL(
+    return LIBRARY.AutoencoderKL(
         block_out_channels=(32, 48, 64), layers_per_block=1, latent_channels=8,
         norm_num_groups=16, mid_block_add_attention=False, sample_size=32,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
@@ -93,7 +94,7 @@ def vae() -> Any:
 
 
 def unet() -> Any:
-    return UNet2DConditionModel(
+    return LIBRARY.UNet2DConditionModel(
         sample_size=8, in_channels=8, out_channels=8, layers_per_block=1,
         block_out_channels=(64, 128), cross_attention_dim=96, attention_head_dim=4,
         norm_num_groups=16, down_block_types=("DownBlock2D", "DownBlock2D"),
@@ -131,12 +132,12 @@ def tokenizer(prompts: Iterable[str]) -> Any:
     names += [f"{letter}</w>" for letter in letters if f"{letter}</w>" not in model["vocab"]]
     names += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {name: i for i, name in enumerate(names)}
-    merges = [tuple(pair) for pair in model["merges"]]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
 
 
 def scheduler() -> Any:
-    return DDIMScheduler(
+    return LIBRARY.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, steps_offset=1,
     )  # fmt: skip
@@ -148,7 +149,7 @@ def scheduler() -> Any:
 class Run:
     """A model, its moving average, Adam and the step: all that a resumed run needs."""
 
-    def __init__(self, model: nn.Module, path: Path, lr: float, steps: int) -> None:
+    def __init__(self, model: Any, path: Path, lr: float, steps: int) -> None:
         self.model, self.path, self.lr, self.steps, self.step = model, path, lr, steps, 0
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.adam = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
@@ -239,7 +240,8 @@ def encode(model: Any, path: Path, seed: int) -> Tensor:
         partial = path.with_suffix(".partial")
         save_file({"latents": torch.stack(found)}, partial)
         partial.rename(path)
-    return load_file(path)["latents"]
+    latents: Tensor = load_file(path)["latents"]
+    return latents
 
 
 class Denoiser(nn.Module):
@@ -251,7 +253,8 @@ class Denoiser(nn.Module):
 
     def forward(self, latents: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
         context = self.text(input_ids=tokens).last_hidden_state
-        return self.unet(latents, times, context).sample
+        guess: Tensor = self.unet(latents, times, context).sample
+        return guess
 
 
 def token_table(tokenizer: Any, seed: int) -> Tensor:
@@ -262,7 +265,8 @@ def token_table(tokenizer: Any, seed: int) -> Tensor:
     tokens = tokenizer(
         flat, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt"
     )
-    return tokens.input_ids.view(len(prompts), TEXTS, CONTEXT)
+    table: Tensor = tokens.input_ids.view(len(prompts), TEXTS, CONTEXT)
+    return table
 
 
 def train_denoiser(
@@ -290,7 +294,7 @@ def train_denoiser(
 
 
 def export(out: Path, model: Any, autoencoder: Any, words: Any) -> None:
-    pipe = StableDiffusionPipeline(
+    pipe = LIBRARY.StableDiffusionPipeline(
         vae=autoencoder, text_encoder=model.text, tokenizer=words, unet=model.unet,
         scheduler=scheduler(), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,

@@ -277,7 +277,8 @@ class _Competing:
 
     def error(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """x_hat - x."""
-        return self.sae(x.reshape(-1, x.shape[-1])).x_hat.view_as(x) - x
+        x_hat: Tensor = self.sae(x.reshape(-1, x.shape[-1])).x_hat
+        return x_hat.view_as(x) - x
 
 
 def _without_twins(latents: Tensor) -> list[Tensor]:

@@ -199,4 +199,5 @@ def _edit(settings: dict[str, Any], tensors: dict[str, Tensor]) -> SiteEdit:
     rows, rest["window"] = rest.pop("rows"), tuple(rest["window"])
     readout = Readout(**part(tensors, "readout."), rows=rows) if rows else None
     tables = {n: t for n, t in tensors.items() if not n.startswith("readout.")}
-    return SiteEdit(**rest, **tables, readout=readout)
+    given: dict[str, Any] = rest | tables
+    return SiteEdit(**given, readout=readout)

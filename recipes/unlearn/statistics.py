@@ -64,7 +64,7 @@ class Statistics:
         mean, square, active = (t[i] / self.count[i] for t in self._sums)
         other, squares, actives = (total / rest for total in totals)
         spreads = [(q - m.square()).clamp(min=0) for q, m in ((square, mean), (squares, other))]
-        return Contrast(mean, other, *spreads, active, actives)
+        return Contrast(mean, other, spreads[0], spreads[1], active, actives)
 
     @property
     def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
