@@ -223,7 +223,8 @@ def train_vae(work: Path, steps: int, seed: int) -> Any:
             y = run.model.decode(latent.mean + latent.std * noise).sample
         mean, logvar = latent.mean.float(), latent.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
-        return (y.float() - x).abs().mean() + KL * kl
+        loss: Tensor = (y.float() - x).abs().mean() + KL * kl
+        return loss
 
     run.go(loss_of)
     return run.averaged()
