@@ -19,6 +19,7 @@ from vision_sae.rows import RowNorm, treat_rows
 from vision_sae.sae import SAE
 
 LAST = 1000  # timesteps go from 0 to here
+BESIDE = ("patches", "transport")  # modes that change tokens, not codes
 Guided = Callable[[], bool]
 
 
@@ -97,6 +98,9 @@ class _Edit:
     def __init__(self, edit: SiteEdit, first: int, device: torch.device) -> None:
         self.plan, self.tables = edit, Tables.of(edit, device)
         self.span = slice(first, first + len(edit.latents))
+        self.write = edit.write.float().to(device) if edit.write is not None else None
+        if edit.shift is not None:
+            self.shift = spread(edit.shift, edit.timesteps).to(device)
         self.needs = set(edit.gates)
 
     def gate(self, f: Float[Tensor, "b t m"], now: Tables) -> Tensor | float:
@@ -129,6 +133,17 @@ class _Edit:
         if mode == "clamp":
             return factor * now.mean - f
         return (factor * now.mean * f if mode == "multiple" else factor * f) - f
+
+    def moved(
+        self, x: Float[Tensor, "b t d"], f: Float[Tensor, "b t m"], row: Any
+    ) -> Float[Tensor, "b t d"]:
+        """What is added to the tokens beside what is added to the codes."""
+        now = self.tables.at(row)
+        if self.plan.mode == "patches":
+            return self.patched(x, f, now)
+        source = f if self.plan.reads == "codes" else x
+        strength = now.strengths.amax() * self.gate(f, now)
+        return strength * (source @ self.write + self.shift[row])
 
     def patched(
         self, x: Float[Tensor, "b t d"], f: Float[Tensor, "b t m"], now: Tables
@@ -184,14 +199,16 @@ class SiteChange:
         moved = torch.zeros((), device=x.device)
         added = []
         for edit in self.edits:
-            now, mine = edit.tables.at(self.clock.now), f[..., edit.span]
-            if edit.plan.mode == "patches":
-                moved = moved + edit.patched(x, mine, now)
+            mine = f[..., edit.span]
+            if edit.plan.mode in BESIDE:
+                moved = moved + edit.moved(x, mine, self.clock.now)
                 added.append(torch.zeros_like(mine))
             else:
-                added.append(edit.added(mine, now))
-        codes = added[0] if len(added) == 1 else torch.cat(added, -1)
-        total: Tensor = spread_back(codes @ self.reader.atoms) + moved
+                added.append(edit.added(mine, edit.tables.at(self.clock.now)))
+        total = moved
+        if any(edit.plan.mode not in BESIDE for edit in self.edits):
+            codes = added[0] if len(added) == 1 else torch.cat(added, -1)
+            total = total + spread_back(codes @ self.reader.atoms)
         if self.sign:
             total = total + 2 * self.reader.error(x)
         return total

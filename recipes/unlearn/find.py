@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,11 +14,20 @@ from torch import Tensor
 from vision_sae.adapter import fingerprint
 from vision_sae.errors import ConfigError, UnknownName
 from vision_sae.recipes.unlearn import detect
-from vision_sae.recipes.unlearn.plan import Half, Mode, Plan, SiteEdit, sample_of, schedule_of
+from vision_sae.recipes.unlearn.plan import (
+    Half,
+    Mode,
+    Plan,
+    Reads,
+    SiteEdit,
+    sample_of,
+    schedule_of,
+)
 from vision_sae.recipes.unlearn.prompts import Labelled, check, holds
 from vision_sae.recipes.unlearn.readout import Readout
 from vision_sae.recipes.unlearn.scores import SCORES
 from vision_sae.recipes.unlearn.statistics import Contrast, Statistics, Tell, collect, pooled
+from vision_sae.recipes.unlearn.transport import Transport, learn, pairs_of
 from vision_sae.sae import SAE
 
 
@@ -29,7 +38,8 @@ class Choice:
     `count` latents by `score` ("saeuron", "difference", "shift", "selective"), or those above the
     `percentile` of all scores; over the mean of the timesteps, or at each (`per_step`). The gate of
     `where="image"` reads `detectors` latents. `towards` is another concept ("style:plain") that the
-    scores compare with and whose means "replace" puts in the place; without it all others. `mode`,
+    scores compare with and whose means "replace" puts in the place; without it all others.
+    "transport" needs it, and learns a map from codes or from activations (`reads`). `mode`,
     `where`, `multiplier`, `half`, `window`: see SiteEdit. Raises ConfigError, UnknownName.
     """
 
@@ -46,6 +56,7 @@ class Choice:
     half: Half = "cond"
     window: tuple[int, int] = (0, 10**6)
     saeuron_sign: bool = False
+    reads: Reads = "codes"
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
@@ -56,6 +67,8 @@ class Choice:
             )
         if self.percentile is not None and not 0 <= self.percentile < 100:
             raise ConfigError(f"percentile must be from 0 to below 100; got {self.percentile}")
+        if self.mode == "transport" and self.towards is None:
+            raise ConfigError("mode 'transport' leads to another concept: give towards=")
 
 
 # the published code: both halves, one latent above the 99.999th percentile at each step, -1 * mean
@@ -78,6 +91,7 @@ class Evidence:
     statistics: Mapping[str, Statistics]
     candidates: Mapping[str, Int[Tensor, " m"]]
     codes: Mapping[str, Float[Tensor, "n T m"]]
+    adapter: Any = None  # "transport" samples once more
 
 
 def observe(
@@ -104,7 +118,7 @@ def observe(
     codes = pooled(adapter, saes, prompts, best, batch_size=batch_size, tell=tell)
     return Evidence(
         adapter.name, sample_of(adapter.model), schedule_of(adapter.pipe), dict(saes),
-        prompts, found, best, codes,
+        prompts, found, best, codes, adapter,
     )  # fmt: skip
 
 
@@ -138,29 +152,77 @@ def find(
 def plan_for(evidence: Evidence, concept: str, choice: Choice = Choice()) -> Plan:
     """The plan that removes a concept, at every site that was observed."""
     check(evidence.prompts, concept)
-    truth = torch.tensor([holds(row, concept) for row in evidence.prompts])
-    edits = [_site_edit(evidence, site, concept, truth, choice) for site in evidence.saes]
-    about = {"prompts": len(truth), "of the concept": int(truth.sum()), "score": choice.score}
+    latents = {site: _latents(evidence, site, concept, choice) for site in evidence.saes}
+    learnt = _learnt(evidence, concept, choice, latents) if choice.mode == "transport" else {}
+    edits = [
+        _site_edit(evidence, concept, choice, some, learnt.get(site))
+        for site, some in latents.items()
+    ]
+    about = _about(evidence, concept, choice)
+    about |= {f"explained at {site}": round(each.explained, 3) for site, each in learnt.items()}
     return Plan(concept, tuple(edits), evidence.model, evidence.weights, evidence.schedule, about)
 
 
-def _site_edit(
-    evidence: Evidence, site: str, concept: str, truth: Bool[Tensor, " n"], choice: Choice
-) -> SiteEdit:
-    sae, stats = evidence.saes[site], evidence.statistics[site]
+def _about(evidence: Evidence, concept: str, choice: Choice) -> dict[str, Any]:
+    own = sum(holds(row, concept) for row in evidence.prompts)
+    told = {"prompts": len(evidence.prompts), "of the concept": own, "score": choice.score}
+    return told | ({"towards": choice.towards} if choice.towards else {})
+
+
+class _Chosen(NamedTuple):
+    """The latents of a site: those edited at each timestep, those watched, and both."""
+
+    site: str
+    contrast: Contrast
+    edited: Bool[Tensor, "T s"]
+    watched: Int[Tensor, " w"]
+    latents: Int[Tensor, " m"]
+
+
+def _latents(evidence: Evidence, site: str, concept: str, choice: Choice) -> _Chosen:
+    stats = evidence.statistics[site]
     contrast = stats.contrast(concept, choice.towards)
-    chosen = chosen_latents(contrast, choice)  # [T s]
-    watch = _watched(evidence, site, stats.contrast(concept), choice)
-    latents = torch.cat([chosen.any(0).nonzero()[:, 0], watch]).unique()
+    edited = chosen_latents(contrast, choice)
+    if choice.reads == "activations":
+        edited = torch.zeros_like(edited)
+    watched = _watched(evidence, site, stats.contrast(concept), choice)
+    latents = torch.cat([edited.any(0).nonzero()[:, 0], watched]).unique()
+    return _Chosen(site, contrast, edited, watched, latents)
+
+
+def _learnt(
+    evidence: Evidence, concept: str, choice: Choice, chosen: Mapping[str, _Chosen]
+) -> dict[str, Transport]:
+    """Maps of "transport"."""
+    if evidence.adapter is None:
+        raise ConfigError("mode 'transport' samples pairs of prompts: the evidence has no adapter")
+    pairs = pairs_of(evidence.prompts, concept, str(choice.towards))
+    whole = choice.reads == "activations"
+    read = {site: None if whole else each.latents for site, each in chosen.items()}
+    return learn(evidence.adapter, evidence.saes, read, pairs)
+
+
+def _site_edit(
+    evidence: Evidence,
+    concept: str,
+    choice: Choice,
+    chosen: _Chosen,
+    learnt: Transport | None,
+) -> SiteEdit:
+    site, latents, contrast = chosen.site, chosen.latents, chosen.contrast
+    sae, stats = evidence.saes[site], evidence.statistics[site]
+    strengths = torch.ones_like(contrast.mean) if learnt else chosen.edited.float()
     return SiteEdit(
         site=site, sae=fingerprint(sae), latents=latents,
         timesteps=torch.tensor(stats.timesteps),
-        strengths=choice.strength * chosen[:, latents].float(),
+        strengths=choice.strength * strengths[:, latents],
         mean=contrast.mean[:, latents], other=contrast.other[:, latents],
         theta=stats.published_threshold[:, latents],
-        **_gate(evidence, site, latents, watch, truth),
+        **_gate(evidence, concept, chosen, learnt),
         mode=choice.mode, where=choice.where, half=choice.half, multiplier=choice.multiplier,
         window=choice.window, readout=Readout.of(sae, latents), saeuron_sign=choice.saeuron_sign,
+        reads=choice.reads, write=learnt.write if learnt else None,
+        shift=learnt.shift if learnt else None,
     )  # fmt: skip
 
 
@@ -189,15 +251,19 @@ def _watched(
 
 
 def _gate(
-    evidence: Evidence, site: str, latents: Tensor, watch: Tensor, truth: Bool[Tensor, " n"]
+    evidence: Evidence, concept: str, chosen: _Chosen, learnt: Transport | None
 ) -> dict[str, Tensor]:
     """The detector's tables over all latents of the edit: 0 for those that it does not read."""
-    codes = evidence.codes[site]
-    weight = torch.zeros(codes.shape[1], len(latents))
+    codes, watch = evidence.codes[chosen.site], chosen.watched
+    weight = torch.zeros(codes.shape[1], len(chosen.latents))
     bias = torch.zeros(codes.shape[1])
     if len(watch):
-        columns = torch.searchsorted(evidence.candidates[site], watch)
-        found = detect.fit(codes[..., columns], truth)
-        weight[:, torch.searchsorted(latents, watch)] = found.weight
+        truth = torch.tensor([holds(row, concept) for row in evidence.prompts])
+        seen = codes[..., torch.searchsorted(evidence.candidates[chosen.site], watch)]
+        if learnt:  # the concept as it looks while it is being replaced
+            seen = torch.cat([seen, learnt.codes[..., watch]])
+            truth = torch.cat([truth, torch.ones(len(learnt.codes), dtype=torch.bool)])
+        found = detect.fit(seen, truth)
+        weight[:, torch.searchsorted(chosen.latents, watch)] = found.weight
         bias = found.bias
     return {"detector": weight, "bias": bias}

@@ -21,12 +21,14 @@ from vision_sae.files import part, write_json, write_tensors
 from vision_sae.recipes.unlearn.readout import Readout
 from vision_sae.sites import place_of
 
-Mode = Literal["multiple", "zero", "clamp", "scale", "replace", "patches"]
+Mode = Literal["multiple", "zero", "clamp", "scale", "replace", "patches", "transport"]
+Reads = Literal["codes", "activations"]
 Gate = Literal["everywhere", "threshold", "image", "mask"]
 Half = Literal["cond", "uncond", "both"]
 DESCRIPTION, TENSORS, FORMAT = "plan.json", "plan.safetensors", 1
 SAMPLES = 256  # weights of the model that a plan remembers, to know it again
 TABLES = ("strengths", "mean", "other", "theta", "detector", "bias")
+MAPS = ("write", "shift")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,8 @@ class SiteEdit:
     `target` by `mode`: "multiple" multiplier * mean * f (SAeUron), "zero" 0, "clamp" multiplier *
     mean, "scale" multiplier * f, "replace" f + other - mean. "patches" leaves the codes and puts
     undetected positions of the same map in the place of detected ones (PER, arXiv 2606.31699).
+    "transport" leaves the codes and adds f write + shift to the output (see transport.py), or
+    x write + shift where it `reads` activations.
     `where` names gates, joined by +: "everywhere"; "threshold" where a code is above theta; "image"
     where the detector finds the concept in the token-mean codes; "mask" on tokens where any edited
     code is above theta. Tables are interpolated between `timesteps`, and constant beyond them.
@@ -59,6 +63,9 @@ class SiteEdit:
     window: tuple[int, int] = (0, 10**6)  # timesteps, both included
     readout: Readout | None = None  # None: the SAE itself must be at hand
     saeuron_sign: bool = False  # add the SAE's error with the published code's sign
+    reads: Reads = "codes"
+    write: Float[Tensor, "r d"] | None = None
+    shift: Float[Tensor, "T d"] | None = None
 
     def __post_init__(self) -> None:
         place_of(self.site)
@@ -66,6 +73,12 @@ class SiteEdit:
         _check("half", self.half, get_args(Half))
         for gate in self.gates:
             _check("gate", gate, get_args(Gate))
+        _check("reads", self.reads, get_args(Reads))
+        if self.mode == "transport" and (self.write is None or "threshold" in self.gates):
+            raise ConfigError(
+                "mode 'transport' needs a learnt map and a gate per image or position ('image', "
+                f"'mask'), not per latent; got where={self.where!r}"
+            )
         if self.window[0] > self.window[1]:
             raise ConfigError(f"a window is (from, to) in timesteps, from <= to; got {self.window}")
 
@@ -183,13 +196,14 @@ def schedule_of(pipe: Any) -> dict[str, Any]:
 
 def _tensors(edit: SiteEdit) -> dict[str, Tensor]:
     found = {name: getattr(edit, name) for name in ("latents", "timesteps", *TABLES)}
+    found |= {n: t for n in MAPS if (t := getattr(edit, n)) is not None}
     if edit.readout:
         found |= {f"readout.{name}": t for name, t in edit.readout.tensors().items()}
     return found
 
 
 def _settings(edit: SiteEdit) -> dict[str, Any]:
-    apart = {"latents", "timesteps", "readout", *TABLES}
+    apart = {"latents", "timesteps", "readout", *TABLES, *MAPS}
     settings = {f.name: getattr(edit, f.name) for f in fields(edit) if f.name not in apart}
     return settings | {"rows": edit.readout.rows if edit.readout else None}
 
