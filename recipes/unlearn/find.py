@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vision_sae.adapter import fingerprint
-from vision_sae.errors import ConfigError, UnknownName
+from vision_sae.errors import ConfigError, DataError, UnknownName
 from vision_sae.recipes.unlearn import detect
 from vision_sae.recipes.unlearn.plan import (
     Half,
@@ -23,7 +23,7 @@ from vision_sae.recipes.unlearn.plan import (
     sample_of,
     schedule_of,
 )
-from vision_sae.recipes.unlearn.prompts import Labelled, check, holds
+from vision_sae.recipes.unlearn.prompts import Labelled, check, concepts_of, holds, parse
 from vision_sae.recipes.unlearn.readout import Readout
 from vision_sae.recipes.unlearn.scores import SCORES
 from vision_sae.recipes.unlearn.statistics import Contrast, Statistics, Tell, collect, pooled
@@ -37,10 +37,11 @@ class Choice:
 
     `count` latents by `score` ("saeuron", "difference", "shift", "selective"), or those above the
     `percentile` of all scores; over the mean of the timesteps, or at each (`per_step`). The gate of
-    `where="image"` reads `detectors` latents. `towards` is another concept ("style:plain") that the
-    scores compare with and whose means "replace" puts in the place; without it all others.
-    "transport" needs it, and learns a map from codes or from activations (`reads`). `mode`,
-    `where`, `multiplier`, `half`, `window`: see SiteEdit. Raises ConfigError, UnknownName.
+    `where="image"` reads `detectors` latents. `towards` is another concept ("style:plain", or
+    "nearest" of the same factor) that the scores compare with and whose means "replace" puts in the
+    place; without it all others. "transport" needs it, and learns a map from codes or from
+    activations (`reads`). `mode`, `where`, `multiplier`, `half`, `window`: see SiteEdit. Raises
+    ConfigError, UnknownName.
     """
 
     score: str = "shift"
@@ -152,6 +153,8 @@ def find(
 def plan_for(evidence: Evidence, concept: str, choice: Choice = Choice()) -> Plan:
     """The plan that removes a concept, at every site that was observed."""
     check(evidence.prompts, concept)
+    if choice.towards == "nearest":
+        choice = replace(choice, towards=nearest(evidence, concept))
     latents = {site: _latents(evidence, site, concept, choice) for site in evidence.saes}
     learnt = _learnt(evidence, concept, choice, latents) if choice.mode == "transport" else {}
     edits = [
@@ -161,6 +164,24 @@ def plan_for(evidence: Evidence, concept: str, choice: Choice = Choice()) -> Pla
     about = _about(evidence, concept, choice)
     about |= {f"explained at {site}": round(each.explained, 3) for site, each in learnt.items()}
     return Plan(concept, tuple(edits), evidence.model, evidence.weights, evidence.schedule, about)
+
+
+def nearest(evidence: Evidence, concept: str, avoid: Sequence[str] = ()) -> str:
+    """The concept of the same factor whose mean codes are nearest, summed over sites.
+
+    `avoid` is never chosen. Raises DataError when there is no other.
+    """
+    factor, _ = parse(concept)
+    others = [c for c in concepts_of(evidence.prompts) if parse(c)[0] == factor]
+    others = [c for c in others if c not in (concept, *avoid)]
+    if not others:
+        raise DataError(f"the prompts ask for no {factor} that could stand in for {concept}")
+    return min(others, key=lambda other: _apart(evidence, concept, other))
+
+
+def _apart(evidence: Evidence, concept: str, other: str) -> float:
+    found = [s.contrast(concept, other) for s in evidence.statistics.values()]
+    return sum(float((c.mean - c.other).square().sum()) for c in found)
 
 
 def _about(evidence: Evidence, concept: str, choice: Choice) -> dict[str, Any]:

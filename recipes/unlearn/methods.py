@@ -6,16 +6,26 @@ from functools import cached_property
 from typing import Any
 
 from vision_sae.recipes.unlearn.apply import removal_of
-from vision_sae.recipes.unlearn.find import SAEURON, Choice, Evidence, observe, plan_for
+from vision_sae.recipes.unlearn.find import SAEURON, Choice, Evidence, nearest, observe, plan_for
+from vision_sae.recipes.unlearn.plan import Plan
 from vision_sae.recipes.unlearn.prompts import Labelled
 from vision_sae.recipes.unlearn.removal import Method, Removal
 from vision_sae.sae import SAE
 
-# settings by factor; chosen on validation seeds of eight concepts (docs/unlearn.md)
-OBJECTS = Choice(mode="scale", multiplier=-2.0, score="difference", count=16)
-STYLES = Choice(mode="replace", towards="style:blueprint", count=128)
-USUAL: Mapping[str, Choice] = {"object": OBJECTS, "style": STYLES}
+# settings by factor, chosen on validation seeds (docs/unlearn.md)
+Choices = Mapping[str, Choice]
+TRANSPORT = Choice(mode="transport", count=200, towards="nearest", strength=1.15, detectors=96)
+USUAL: Choices = {"object": TRANSPORT, "style": replace(TRANSPORT, towards="style:plain")}
+ACTIVATIONS: Choices = {f: replace(c, reads="activations") for f, c in USUAL.items()}
+EDITED: Choices = {
+    "object": Choice(mode="scale", multiplier=-2.0, score="difference", count=16),
+    "style": Choice(mode="replace", towards="nearest", count=128),
+}
+PATCHES: Choices = {
+    "object": Choice(mode="patches", where="image+mask", score="difference", count=16)
+}
 FIRST_SEED = 40_000_000  # of the prompts that statistics are taken on: neither split's
+ATTACKED = ("object:pizza", "object:frog", "style:neon", "style:sepia")
 
 
 def asked(per_pair: int = 4) -> list[Labelled]:
@@ -33,8 +43,14 @@ def asked(per_pair: int = 4) -> list[Labelled]:
 class Observed:
     """The evidence for all concepts, looked at once and shared by the methods that need it."""
 
-    def __init__(self, pipe: Any, saes: Mapping[str, SAE], *, per_pair: int = 4) -> None:
-        self.pipe, self.saes, self.per_pair = pipe, saes, per_pair
+    def __init__(
+        self, pipe: Any, saes: Callable[[], Mapping[str, SAE]], *, per_pair: int = 4
+    ) -> None:
+        self.pipe, self._saes, self.per_pair = pipe, saes, per_pair
+
+    @cached_property
+    def saes(self) -> Mapping[str, SAE]:
+        return self._saes()
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -48,39 +64,79 @@ class Observed:
 
 @dataclass(frozen=True)
 class SAEPlans:
-    """Plans from SAEs on the U-Net, with one choice of settings per factor."""
+    """Plans from SAEs on the U-Net, with one choice of settings per factor; each is made once."""
 
     observed: Observed
-    choices: Mapping[str, Choice] = field(default_factory=lambda: USUAL)
+    choices: Choices = field(default_factory=lambda: USUAL)
     name: str = "sae"
+    made: dict[Any, Plan] = field(default_factory=dict)
 
     def fit(self, pipe: Any, concepts: Sequence[str]) -> Removal:
-        found = self.observed.evidence
-        plans = [plan_for(found, c, self._choice(c)) for c in concepts]
-        return removal_of(plans, self.observed.saes)
+        return removal_of(self.plans(pipe, concepts), self.observed.saes)
 
-    def _choice(self, concept: str) -> Choice:
-        """Nothing is replaced by itself."""
-        choice = self.choices[concept.partition(":")[0]]
-        return replace(choice, towards="style:sepia") if choice.towards == concept else choice
+    def plans(self, pipe: Any, concepts: Sequence[str]) -> list[Plan]:
+        """None of the concepts is replaced by another of them."""
+        return [self._plan(concept, concepts) for concept in concepts]
+
+    def _plan(self, concept: str, removed: Sequence[str]) -> Plan:
+        found, choice = self.observed.evidence, self.choices[concept.partition(":")[0]]
+        if choice.towards == "nearest":
+            choice = replace(choice, towards=nearest(found, concept, avoid=removed))
+        key = (concept, choice.towards)
+        if key not in self.made:
+            self.made[key] = plan_for(found, concept, choice)
+        return self.made[key]
 
 
-def all_methods(pipe: Any, *, quick: bool = False) -> Mapping[str, Callable[[], Method]]:
-    """Factories of all methods; `quick` leaves out the slow ones."""
-    from vision_sae.assets.models import emoji_diffusion_saes
-    from vision_sae.recipes.unlearn.baselines.cross_attention import CrossAttentionTuning
-    from vision_sae.recipes.unlearn.baselines.guidance import SafeGuidance
-    from vision_sae.recipes.unlearn.baselines.means import DifferenceOfMeans
-    from vision_sae.recipes.unlearn.baselines.negative_prompt import NegativePrompt
+def all_methods(
+    pipe: Any, saes: Mapping[int, Callable[[], Mapping[str, SAE]]]
+) -> dict[str, Callable[[], Method]]:
+    """Factories of all methods; of those on SAEs one for each seed of these ("sae@1")."""
+    from vision_sae.recipes.unlearn.baselines import (
+        CrossAttentionTuning,
+        DifferenceOfMeans,
+        NegativePrompt,
+        SafeGuidance,
+    )
+    from vision_sae.recipes.unlearn.text import ConceptSteering
 
-    saes = emoji_diffusion_saes()
-    observed = Observed(pipe, saes, per_pair=2 if quick else 4)
+    observed = {seed: Observed(pipe, of_seed) for seed, of_seed in saes.items()}
+    first = next(iter(observed.values()))
     published = dict.fromkeys(USUAL, SAEURON)
     found: dict[str, Callable[[], Method]] = {
-        "sae": lambda: SAEPlans(observed),
-        "sae, as SAEuron": lambda: SAEPlans(observed, published, "sae, as SAEuron"),
-        "negative prompt": NegativePrompt,
-        "safe guidance": SafeGuidance,
-        "difference of means": lambda: DifferenceOfMeans(tuple(saes), strength=2.0),
+        f"sae@{seed}": lambda each=each: SAEPlans(each)  # type: ignore[misc]
+        for seed, each in observed.items()
     }
-    return found if quick else found | {"cross-attention tuning": CrossAttentionTuning}
+    return found | {
+        "activations": lambda: SAEPlans(first, ACTIVATIONS, "activations"),
+        "negative prompt": NegativePrompt,
+        "difference of means": lambda: DifferenceOfMeans(
+            tuple(first.saes), strength=2.0, images=80
+        ),
+        "safe guidance": SafeGuidance,
+        "sae, latents edited": lambda: SAEPlans(first, EDITED, "sae, latents edited"),
+        "sae, as SAEuron": lambda: SAEPlans(first, published, "sae, as SAEuron"),
+        "random latents": lambda: random_latents(first),
+        "text steering": ConceptSteering,
+        "sae, patches (PER)": lambda: SAEPlans(first, PATCHES, "sae, patches (PER)"),
+        "cross-attention tuning": CrossAttentionTuning,
+    }
+
+
+def limits(concepts: Sequence[str]) -> dict[str, list[str]]:
+    """Methods that are not measured on every concept: one is for objects, one is costly."""
+    objects = [c for c in concepts if c.startswith("object:")]
+    few = [c for c in concepts if c in ATTACKED]
+    return {"sae, patches (PER)": objects, "cross-attention tuning": few}
+
+
+def random_latents(observed: Observed) -> Method:
+    """As many live latents, edited in the same way."""
+    from vision_sae.recipes.unlearn.baselines import RandomLatents
+    from vision_sae.recipes.unlearn.baselines.random_latents import live_latents
+
+    live = {
+        site: live_latents(found.actives[-1] / found.count[-1])
+        for site, found in observed.evidence.statistics.items()
+    }
+    return RandomLatents(SAEPlans(observed, EDITED).plans, observed.saes, live)
