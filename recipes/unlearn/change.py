@@ -98,8 +98,8 @@ class _Edit:
     def __init__(self, edit: SiteEdit, first: int, device: torch.device) -> None:
         self.plan, self.tables = edit, Tables.of(edit, device)
         self.span = slice(first, first + len(edit.latents))
-        self.write = edit.write.float().to(device) if edit.write is not None else None
-        if edit.shift is not None:
+        if edit.write is not None and edit.shift is not None:
+            self.write = edit.write.float().to(device)
             self.shift = spread(edit.shift, edit.timesteps).to(device)
         self.needs = set(edit.gates)
 

@@ -4,6 +4,7 @@ import random
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from vision_sae.files import write_bytes
 from vision_sae.jobs.extraction import extract_to, folder_of
@@ -17,7 +18,9 @@ SITES = (
     "up_blocks.0.attentions.0:update",
     "up_blocks.0.attentions.1:update",
 )
-SETTINGS = {"family": "batchtopk", "k": 16, "expansion": 8, "steps": 2500, "atoms": "free"}
+SETTINGS: dict[str, Any] = {
+    "family": "batchtopk", "k": 16, "expansion": 8, "steps": 2500, "atoms": "free",
+}  # fmt: skip
 FIRST_SEED, PER_PAIR = 3_000_000, 15
 Tell = Callable[[str], None]
 
