@@ -2,7 +2,7 @@
 
 Ours are declared in pyproject.toml in the same way as a third party's. Groups:
 `vision_sae.adapters` (callables: argument -> Adapter), `vision_sae.data` (callables: split ->
-data source) and `vision_sae.recipes`.
+data source), `vision_sae.families`, and `vision_sae.recipes` (typer apps: commands of their own).
 """
 
 from importlib.metadata import EntryPoint, entry_points

@@ -147,16 +147,27 @@ def find(
         raise UnknownName("compat", compat, COMPAT)
     wanted = replace(COMPAT[compat], **choice) if compat else Choice(**choice)
     evidence = observe(adapter, saes, prompts, [concept], candidates=wanted.detectors, tell=tell)
-    return plan_for(evidence, concept, wanted)
+    return plan_for(evidence, concept, wanted, tell=tell)
 
 
-def plan_for(evidence: Evidence, concept: str, choice: Choice = Choice()) -> Plan:
-    """The plan that removes a concept, at every site that was observed."""
+def plan_for(
+    evidence: Evidence,
+    concept: str,
+    choice: Choice = Choice(),
+    *,
+    tell: Tell = lambda pairs: None,
+) -> Plan:
+    """The plan that removes a concept, at every site that was observed.
+
+    In milliseconds, but "transport" samples: `tell` is told how many more pairs are done.
+    """
     check(evidence.prompts, concept)
     if choice.towards == "nearest":
         choice = replace(choice, towards=nearest(evidence, concept))
     latents = {site: _latents(evidence, site, concept, choice) for site in evidence.saes}
-    learnt = _learnt(evidence, concept, choice, latents) if choice.mode == "transport" else {}
+    learnt = {}
+    if choice.mode == "transport":
+        learnt = _learnt(evidence, concept, choice, latents, tell)
     edits = [
         _site_edit(evidence, concept, choice, some, learnt.get(site))
         for site, some in latents.items()
@@ -212,7 +223,11 @@ def _latents(evidence: Evidence, site: str, concept: str, choice: Choice) -> _Ch
 
 
 def _learnt(
-    evidence: Evidence, concept: str, choice: Choice, chosen: Mapping[str, _Chosen]
+    evidence: Evidence,
+    concept: str,
+    choice: Choice,
+    chosen: Mapping[str, _Chosen],
+    tell: Tell,
 ) -> dict[str, Transport]:
     """Maps of "transport"."""
     if evidence.adapter is None:
@@ -220,7 +235,7 @@ def _learnt(
     pairs = pairs_of(evidence.prompts, concept, str(choice.towards))
     whole = choice.reads == "activations"
     read = {site: None if whole else each.latents for site, each in chosen.items()}
-    return learn(evidence.adapter, evidence.saes, read, pairs)
+    return learn(evidence.adapter, evidence.saes, read, pairs, tell=tell)
 
 
 def _site_edit(

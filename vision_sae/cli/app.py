@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vision_sae import plugins
 from vision_sae.cli import demo, many, show, steps
 from vision_sae.cli.options import (
     Acts,
@@ -348,6 +349,10 @@ def run_demo(
     """
     with show.errors():
         demo.run(out)
+
+
+for recipe in plugins.names(plugins.RECIPES):  # vision-sae unlearn ..., and other packages'
+    app.add_typer(plugins.load(plugins.RECIPES, recipe), name=recipe)
 
 
 def main() -> None:

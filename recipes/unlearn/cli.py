@@ -1,0 +1,221 @@
+"""`vision-sae unlearn ...`: the options; commands.py does what they ask for."""
+
+from enum import Enum, StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vision_sae.cli import show
+from vision_sae.cli.options import Json, Overwrite
+
+app = typer.Typer(
+    name="unlearn", no_args_is_help=True, rich_markup_mode="markdown",
+    help="Remove a concept while a text-to-image model samples.",
+)  # fmt: skip
+
+EMBEDDED = "emoji-diffusion"
+Model = Annotated[
+    str,
+    typer.Option(help="emoji-diffusion, or 'diffusers:FOLDER?steps=50&guidance=7.5' of your own."),
+]
+Concept = Annotated[str, typer.Option(help="FACTOR:VALUE, as object:pizza or style:neon.")]
+Saes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sae",
+        help="A folder of an SAE, or SITE=FOLDER; may be given many times. Default: the embedded.",
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="A table (.csv, .tsv, .jsonl) of prompts whose other columns are factors: object, "
+        "style. Default: every pair that emoji-diffusion knows."
+    ),
+]
+PlanFolders = Annotated[list[Path], typer.Argument(help="Folders that find has written.")]
+Out = Annotated[Path, typer.Option(help="The folder to write to.")]
+
+
+class Score(StrEnum):
+    saeuron = "saeuron"
+    difference = "difference"
+    shift = "shift"
+    selective = "selective"
+
+
+class Mode(Enum):
+    transport = "transport"
+    replace = "replace"
+    multiple = "multiple"
+    scale = "scale"
+    clamp = "clamp"
+    zero = "zero"
+    patches = "patches"
+
+
+class Reads(StrEnum):
+    codes = "codes"
+    activations = "activations"
+
+
+class Half(StrEnum):
+    cond = "cond"
+    uncond = "uncond"
+    both = "both"
+
+
+class Compat(StrEnum):
+    saeuron = "saeuron"
+
+
+def choice(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Choice", show_default=False)
+
+
+@app.command()
+def find(
+    concept: Concept,
+    out: Out,
+    model: Model = EMBEDDED,
+    sae: Saes = None,
+    prompts: Prompts = None,
+    mode: Annotated[Mode | None, choice("What is done. Default: transport.")] = None,
+    towards: Annotated[
+        str | None, choice("Replace by this concept, or by the nearest. Default: nearest.")
+    ] = None,
+    reads: Annotated[Reads | None, choice("What transport reads. Default: codes.")] = None,
+    score: Annotated[Score | None, choice("How latents are ranked. Default: shift.")] = None,
+    count: Annotated[int | None, choice("How many latents per site. Default: 200.")] = None,
+    percentile: Annotated[
+        float | None, choice("In place of a count: those above this percentile.")
+    ] = None,
+    per_step: Annotated[bool | None, choice("Choose anew at each timestep.", "--per-step")] = None,
+    where: Annotated[
+        str | None,
+        choice("everywhere, threshold, image, mask, or several joined by +. Default: image."),
+    ] = None,
+    strength: Annotated[float | None, choice("1: the whole way to the target.")] = None,
+    multiplier: Annotated[float | None, choice("Of multiple, scale and clamp.")] = None,
+    detectors: Annotated[int | None, choice("Latents that the image gate reads.")] = None,
+    half: Annotated[Half | None, choice("Of the guided batch. Default: cond.")] = None,
+    window: Annotated[str | None, choice("FROM:TO in timesteps. Default: all.")] = None,
+    compat: Annotated[
+        Compat | None, choice("saeuron: as its published code, sign of the error included.")
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Find the latents of a concept and write the plan that removes it.
+
+    Example: `vision-sae unlearn find --concept object:pizza --out pizza/`
+
+    Example: `vision-sae unlearn find --model 'diffusers:sd15/?steps=50&guidance=7.5'
+    --sae saes/up.1.2/ --prompts prompts.csv --concept style:cubism --out cubism/`
+    """
+    from vision_sae.recipes.unlearn import commands
+
+    given = {
+        "mode": mode, "towards": towards, "reads": reads, "score": score, "count": count,
+        "percentile": percentile, "per_step": per_step, "where": where, "strength": strength,
+        "multiplier": multiplier, "detectors": detectors, "half": half,
+    }  # fmt: skip
+    with show.errors():
+        settings = {n: getattr(v, "value", v) for n, v in given.items() if v is not None}
+        if window is not None:
+            settings["window"] = commands.window_of(window)
+        asked = commands.Asked(model, concept, sae or [], prompts)
+        commands.find(asked, out, settings, compat.value if compat else None, overwrite, json)
+
+
+@app.command()
+def apply(
+    plan: PlanFolders,
+    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given many times.")],
+    out: Out,
+    model: Model = EMBEDDED,
+    sae: Saes = None,
+    seed: Annotated[int, typer.Option(help="Of the first prompt; each next has one more.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Draw the unedited pictures beside.")
+    ] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Draw pictures from which the plans' concepts are removed.
+
+    Example: `vision-sae unlearn apply pizza/ --prompt "a pizza in neon style" --plain
+    --out pictures/`
+    """
+    from vision_sae.recipes.unlearn import commands
+
+    with show.errors():
+        drawing = commands.Drawing(model, sae or [], steps, guidance)
+        commands.apply(plan, drawing, prompt, seed, out, plain, overwrite, json)
+
+
+@app.command(name="show")
+def show_plan(
+    plan: PlanFolders,
+    out: Out,
+    model: Model = EMBEDDED,
+    sae: Saes = None,
+    prompts: Prompts = None,
+    steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a page of pictures before and after, with where the edits acted.
+
+    Example: `vision-sae unlearn show pizza/ --out page/`
+    """
+    from vision_sae.recipes.unlearn import commands
+
+    with show.errors():
+        drawing = commands.Drawing(model, sae or [], steps, guidance)
+        commands.show_plans(plan, drawing, prompts, out, overwrite)
+
+
+@app.command()
+def sweep(
+    concept: Concept,
+    out: Out,
+    windows: Annotated[int, typer.Option(min=1, help="Parts of the timesteps.")] = 3,
+    pictures: Annotated[int, typer.Option(min=2, help="Of each kind, per cell.")] = 20,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Where a concept can be removed: each site and window of timesteps of emoji-diffusion alone.
+
+    Example: `vision-sae unlearn sweep --concept style:neon --out where/`
+    """
+    from vision_sae.recipes.unlearn import commands
+
+    with show.errors():
+        commands.sweep(concept, out, windows, pictures, overwrite, json)
+
+
+@app.command()
+def evaluate(
+    out: Out,
+    plan: Annotated[
+        list[Path] | None, typer.Option(help="Measure these plans, each on its own concept.")
+    ] = None,
+    concept: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="By name. Default: all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Four concepts, about 5 minutes.")] = False,
+    json: Json = False,
+) -> None:
+    """Run the benchmark EmojiCanvas-Unlearn; what OUT already holds is not measured again.
+
+    Example: `vision-sae unlearn evaluate --quick --out results/`
+
+    Example: `vision-sae unlearn evaluate --plan pizza/ --out results/`
+    """
+    from vision_sae.recipes.unlearn import commands
+
+    with show.errors():
+        commands.evaluate(out, plan or [], concept or [], method or [], quick, json)
