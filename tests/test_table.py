@@ -35,7 +35,9 @@ def in_code(cell: str) -> list[str]:
 
 
 def test_every_adapter_has_a_row_and_every_row_an_adapter() -> None:
-    named = {re.split("[:?]", code)[0] for row in ROWS for code in in_code(row[1]) + in_code(row[3])}
+    named = {
+        re.split("[:?]", code)[0] for row in ROWS for code in in_code(row[1]) + in_code(row[3])
+    }
     named = {name for name in named if re.fullmatch(r"[\w-]+", name)}
     assert named == set(plugins.names(plugins.ADAPTERS))
 

@@ -215,9 +215,9 @@ def _latents(evidence: Evidence, site: str, concept: str, choice: Choice) -> _Ch
     stats = evidence.statistics[site]
     contrast = stats.contrast(concept, choice.towards)
     edited = chosen_latents(contrast, choice)
-    if choice.reads == "activations":
-        edited = torch.zeros_like(edited)
     watched = _watched(evidence, site, stats.contrast(concept), choice)
+    if choice.reads == "activations" and len(watched):  # the gate alone reads codes
+        edited = torch.zeros_like(edited)
     latents = torch.cat([edited.any(0).nonzero()[:, 0], watched]).unique()
     return _Chosen(site, contrast, edited, watched, latents)
 
