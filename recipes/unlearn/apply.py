@@ -12,7 +12,8 @@ from vision_sae.adapter import fingerprint
 from vision_sae.adapters.diffusion_inputs import denoiser_of
 from vision_sae.errors import ConfigError, MismatchError
 from vision_sae.hooks import edit as edited
-from vision_sae.recipes.unlearn.change import Clock, Guided, SiteChange
+from vision_sae.recipes.unlearn.calls import Guidance
+from vision_sae.recipes.unlearn.change import Clock, SiteChange
 from vision_sae.recipes.unlearn.plan import Plan
 from vision_sae.recipes.unlearn.removal import Removal
 from vision_sae.sae import SAE
@@ -42,9 +43,9 @@ def unlearn(pipe: Any, plans: Plans, *, saes: Mapping[str, SAE] | None = None) -
     changes = site_changes(pipe, denoiser, chosen, saes or {})
     with ExitStack() as stack:
         stack.enter_context(_claimed(denoiser, changes, chosen))
-        clock = next(iter(changes.values())).clock if changes else None
-        if clock:
-            stack.enter_context(clock.following(denoiser))
+        for change in list(changes.values())[:1]:  # all have the same
+            stack.enter_context(change.clock.following(denoiser))
+            stack.enter_context(change.guided.following())
         for site, change in changes.items():
             stack.enter_context(edited(denoiser, site, change))
         yield pipe
@@ -60,7 +61,7 @@ def site_changes(
 ) -> dict[str, SiteChange]:
     """For each site the change that joins all edits there."""
     device = next(denoiser.parameters()).device
-    clock, guided = Clock(denoiser), _guided(pipe)
+    clock, guided = Clock(denoiser), Guidance(pipe)
     by_site: dict[str, list[Any]] = {}
     for plan in plans:
         for edit in plan.edits:
@@ -92,11 +93,6 @@ def _check_sae(edit: Any, sae: SAE | None) -> None:
             f"the SAE given for {edit.site!r} is {fingerprint(sae)}; the plan was made with "
             f"{edit.sae}"
         )
-
-
-def _guided(pipe: Any) -> Guided:
-    """Whether a call of the denoiser holds [unconditional, conditional], as the pipeline says."""
-    return lambda: bool(getattr(pipe, "do_classifier_free_guidance", False))
 
 
 @contextmanager

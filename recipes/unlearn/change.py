@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vision_sae.adapters.diffusion_inputs import kind_of
 from vision_sae.errors import ConfigError
+from vision_sae.recipes.unlearn.calls import Guidance
 from vision_sae.recipes.unlearn.plan import SiteEdit
 from vision_sae.recipes.unlearn.readout import Readout
 from vision_sae.rows import RowNorm, treat_rows
@@ -20,7 +21,6 @@ from vision_sae.sae import SAE
 
 LAST = 1000  # timesteps go from 0 to here
 BESIDE = ("patches", "transport")  # modes that change tokens, not codes
-Guided = Callable[[], bool]
 
 
 class Clock:
@@ -170,7 +170,7 @@ class SiteChange:
         self,
         edits: Sequence[SiteEdit],
         clock: Clock,
-        guided: Guided,
+        guided: Guidance,
         sae: SAE | None,
         device: torch.device,
     ) -> None:

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,7 @@ from vision_sae.recipes.unlearn.plan import (
     Plan,
     Reads,
     SiteEdit,
+    one_of,
     sample_of,
     schedule_of,
 )
@@ -50,18 +51,20 @@ class Choice:
     per_step: bool = False
     detectors: int = 48
     towards: str | None = None
-    mode: Mode = "replace"
+    mode: str = "replace"
     where: str = "image"
     strength: float = 1.0
     multiplier: float = -1.0
-    half: Half = "cond"
+    half: str = "cond"
     window: tuple[int, int] = (0, 10**6)
     saeuron_sign: bool = False
-    reads: Reads = "codes"
+    reads: str = "codes"
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise UnknownName("score", self.score, SCORES)
+        for what, allowed in (("mode", Mode), ("half", Half), ("reads", Reads)):
+            one_of(what, getattr(self, what), get_args(allowed))
         if self.count < 1 or self.detectors < 1:
             raise ConfigError(
                 f"count and detectors must be at least 1; got {self.count}, {self.detectors}"

@@ -56,24 +56,24 @@ class SiteEdit:
     theta: Float[Tensor, "T m"]
     detector: Float[Tensor, "T m"]
     bias: Float[Tensor, " T"]
-    mode: Mode = "replace"
+    mode: str = "replace"
     where: str = "image"
-    half: Half = "cond"
+    half: str = "cond"
     multiplier: float = -1.0
     window: tuple[int, int] = (0, 10**6)  # timesteps, both included
     readout: Readout | None = None  # None: the SAE itself must be at hand
     saeuron_sign: bool = False  # add the SAE's error with the published code's sign
-    reads: Reads = "codes"
+    reads: str = "codes"
     write: Float[Tensor, "r d"] | None = None
     shift: Float[Tensor, "T d"] | None = None
 
     def __post_init__(self) -> None:
         place_of(self.site)
-        _check("mode", self.mode, get_args(Mode))
-        _check("half", self.half, get_args(Half))
+        one_of("mode", self.mode, get_args(Mode))
+        one_of("half", self.half, get_args(Half))
         for gate in self.gates:
-            _check("gate", gate, get_args(Gate))
-        _check("reads", self.reads, get_args(Reads))
+            one_of("gate", gate, get_args(Gate))
+        one_of("reads", self.reads, get_args(Reads))
         if self.mode == "transport" and (self.write is None or "threshold" in self.gates):
             raise ConfigError(
                 "mode 'transport' needs a learnt map and a gate per image or position ('image', "
@@ -91,7 +91,8 @@ class SiteEdit:
         return replace(self, strengths=self.strengths * factor)
 
 
-def _check(what: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises ConfigError."""
     if value not in allowed:
         raise ConfigError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -23,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from vision_sae.adapters.diffusion_inputs import conditions, denoiser_of, image_size
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.recipes.unlearn.baselines.words import VocabularyWords, Words, asked, left_alone
+from vision_sae.recipes.unlearn.calls import wrapped
 from vision_sae.recipes.unlearn.removal import Draw, Removal
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import MemoryStore
@@ -216,8 +216,8 @@ class _Passes:
         handle = denoiser_of(self.pipe).register_forward_pre_hook(self._sampled)
         try:
             with (
-                _wrapped(self.pipe, "check_inputs", self._begun),
-                _wrapped(self.pipe, "encode_prompt", self._encoding),
+                wrapped(self.pipe, "check_inputs", self._begun),
+                wrapped(self.pipe, "encode_prompt", self._encoding),
             ):
                 yield
         finally:
@@ -232,26 +232,6 @@ class _Passes:
 
     def _sampled(self, module: Any, args: Any) -> None:
         self.encoded, self.sampling = 0, False
-
-
-@contextmanager
-def _wrapped(pipe: Any, method: str, before: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
-    """Call `before` with the arguments by name on every call of a pipeline's method."""
-    inner, own = getattr(pipe, method), method in vars(pipe)
-    known = signature(inner)
-
-    def wrapper(*args: Any, **given: Any) -> Any:
-        before(known.bind(*args, **given).arguments)
-        return inner(*args, **given)
-
-    object.__setattr__(pipe, method, wrapper)
-    try:
-        yield
-    finally:
-        if own:
-            object.__setattr__(pipe, method, inner)
-        else:
-            object.__delattr__(pipe, method)
 
 
 @contextmanager

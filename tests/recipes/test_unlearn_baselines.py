@@ -218,7 +218,8 @@ def test_strength_zero_is_the_identity_and_gates_shut_do_nothing(pipe: Any) -> N
 
 
 def test_projecting_takes_the_concepts_part_off(pipe: Any) -> None:
-    from vision_sae.recipes.unlearn.baselines.means import _Change, _Guided
+    from vision_sae.recipes.unlearn.baselines.means import _Change
+    from vision_sae.recipes.unlearn.calls import Guidance
     from vision_sae.recipes.unlearn.change import Clock
 
     method = DifferenceOfMeans([SITE], steps=3, images=4, words=WORDS, where="everywhere")
@@ -227,7 +228,7 @@ def test_projecting_takes_the_concepts_part_off(pipe: Any) -> None:
     clock.now = int(learnt.timesteps[1])
     v, other = (learnt.concept - learnt.other)[1], learnt.other[1]
     x = other + torch.randn(2, 5, 16)
-    change = _Change(replace(method, way="project"), [learnt], clock, _Guided(pipe))
+    change = _Change(replace(method, way="project"), [learnt], clock, Guidance(None))
     along = (change(x) - other) @ v / v.norm()
     assert torch.allclose(along, ((x - other) @ v / v.norm()).clamp(max=0), atol=1e-4)
 

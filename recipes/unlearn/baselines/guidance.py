@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vision_sae.adapters.diffusion_inputs import Conditions, conditions, denoiser_of, image_size
-from vision_sae.recipes.unlearn.baselines.calls import arguments, check_can_guide, check_guided
 from vision_sae.recipes.unlearn.baselines.words import VocabularyWords, Words, named
+from vision_sae.recipes.unlearn.calls import arguments, check_can_guide, check_guided
 from vision_sae.recipes.unlearn.removal import Draw, Removal
 
 WHAT = "safe latent guidance"

@@ -19,8 +19,8 @@ from vision_sae.errors import ConfigError
 from vision_sae.extract import Reading, activations_of
 from vision_sae.hooks import edit
 from vision_sae.probing import probe_sites
-from vision_sae.recipes.unlearn.baselines.calls import arguments
 from vision_sae.recipes.unlearn.baselines.words import VocabularyWords, Words, asked, left_alone
+from vision_sae.recipes.unlearn.calls import Guidance
 from vision_sae.recipes.unlearn.change import Clock, as_tokens, spread
 from vision_sae.recipes.unlearn.removal import Draw, Removal
 
@@ -108,15 +108,16 @@ class DifferenceOfMeans:
 
         @contextmanager
         def removal(pipe: Any) -> Iterator[Draw]:
-            denoiser, guided = denoiser_of(pipe), _Guided(pipe)
+            denoiser, guided = denoiser_of(pipe), Guidance(pipe)
             clock = Clock(denoiser)
             with ExitStack() as stack:
                 stack.enter_context(clock.following(denoiser))
+                stack.enter_context(guided.following())
                 for site in self.sites:
                     directions = [each[site] for each in learnt]
                     change = _Change(self, directions, clock, guided)
                     stack.enter_context(edit(denoiser, site, change))
-                yield guided.draw
+                yield pipe
 
         return removal
 
@@ -153,21 +154,6 @@ def _moments_of(n: int, first: Tensor, second: Tensor) -> Moments:
     return Moments(n, mean, second / n - mean[:, :, None] * mean[:, None, :])
 
 
-class _Guided:
-    """Calls the pipeline, and knows whether its batch is [unconditional, conditional]."""
-
-    def __init__(self, pipe: Any) -> None:
-        self.pipe, self.now = pipe, False
-
-    def draw(self, *args: Any, **given: Any) -> Any:
-        guidance = arguments(self.pipe, args, given).get("guidance_scale") or 0.0
-        model: Any = denoiser_of(self.pipe)
-        flux = "Flux" in type(model).__name__
-        distilled = getattr(model.config, "time_cond_proj_dim", None) is not None
-        self.now = guidance > 1 and not flux and not distilled
-        return self.pipe(*args, **given)
-
-
 class _Change:
     """What is done to one site's tensor."""
 
@@ -176,7 +162,7 @@ class _Change:
         settings: DifferenceOfMeans,
         directions: Sequence[Direction],
         clock: Clock,
-        guided: _Guided,
+        guided: Guidance,
     ) -> None:
         self.settings, self.clock, self.guided = settings, clock, guided
         self.tables = [_Tables.of(direction) for direction in directions]
@@ -186,7 +172,7 @@ class _Change:
         if not self.settings.strength:
             return output
         tokens, back = as_tokens(output, self.tables[0].other.shape[1])
-        half = len(tokens) // 2 if self.guided.now else 0
+        half = len(tokens) // 2 if self.guided() else 0
         delta = back(self.delta(tokens[half:].float()).to(output.dtype))
         if not half:
             return output + delta

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from vision_sae.recipes.unlearn.baselines.calls import (
+from vision_sae.recipes.unlearn.baselines.words import VocabularyWords, Words, named
+from vision_sae.recipes.unlearn.calls import (
     arguments,
     check_can_guide,
     check_guided,
     images_asked,
 )
-from vision_sae.recipes.unlearn.baselines.words import VocabularyWords, Words, named
 from vision_sae.recipes.unlearn.removal import Draw, Removal
 
 
