@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -20,12 +21,15 @@ def commands() -> list[list[str]]:
 
 
 def test_the_commands_and_their_options_exist() -> None:
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert {words[1] for words in commands()} == {
-        "extract", "train", "eval", "name", "report", "sweep", "suite", "convert",
+        "extract", "train", "eval", "name", "report", "sweep", "suite", "convert", "unlearn",
     }  # fmt: skip
     for words in commands():
-        options = {name for option in known[words[1]].params for name in option.opts}
+        command = known[words[1]]
+        if words[1] == "unlearn":
+            command = command.commands[words[2]]
+        options = {name for option in command.params for name in option.opts}
         assert {word for word in words if word.startswith("--")} <= options
 
 
