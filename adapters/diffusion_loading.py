@@ -2,7 +2,9 @@
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +67,31 @@ def load_pipeline(folder: str, dtype: torch.dtype = torch.float32) -> Any:
     if Path(folder).is_dir():
         _check_folder(Path(folder))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet():
             # `torch_dtype` is the only name in diffusers 0.30; later ones warn of it
             warnings.simplefilter("ignore", FutureWarning)
             return diffusers.DiffusionPipeline.from_pretrained(
-                folder, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False
-            )
+                folder, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False,
+                low_cpu_mem_usage=find_spec("accelerate") is not None,
+            )  # fmt: skip
     except (*FAILURES, AttributeError) as error:
         raise DataError(f"diffusers could not load {folder}: {first_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars of the libraries' own while they load."""
+    parts = [
+        require(f"{name}.utils.logging", "diffusion") for name in ("diffusers", "transformers")
+    ]
+    shown = [part for part in parts if part.is_progress_bar_enabled()]
+    for part in shown:
+        part.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for part in shown:
+            part.enable_progress_bar()
 
 
 def _check_folder(folder: Path) -> None:

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from vision_sae.errors import require
-
 FOLDER = Path(__file__).parent / "emoji-clip"
 DIFFUSION = Path(__file__).parent / "emoji-diffusion"
 DRAWING = {"steps": 25, "guidance": 3}
@@ -29,12 +27,13 @@ def emoji_diffusion(argument: str = "") -> Any:
     return adapter
 
 
-def emoji_diffusion_pipe(**options: Any) -> Any:
-    """The StableDiffusionPipeline itself, without a progress bar."""
-    diffusers = require("diffusers", "diffusion")
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
-        DIFFUSION, local_files_only=True, safety_checker=None, **options
-    )
+def emoji_diffusion_pipe(dtype: Any = None) -> Any:
+    """The StableDiffusionPipeline itself, in float32 by default, without a progress bar."""
+    import torch
+
+    from vision_sae.adapters.diffusion_loading import load_pipeline
+
+    pipe = load_pipeline(str(DIFFUSION), dtype or torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from vision_sae.cli import show
-from vision_sae.cli.options import Json, Overwrite
+from vision_sae.cli.options import Json, Overwrite, grid_from
 
 app = typer.Typer(
     name="unlearn", no_args_is_help=True, rich_markup_mode="markdown",
@@ -104,6 +104,14 @@ def find(
     compat: Annotated[
         Compat | None, choice("saeuron: as its published code, sign of the error included.")
     ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=A,B,...",
+            help="Choose among these on validation pictures (emoji-diffusion); many times.",
+            rich_help_panel="Choice",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -126,7 +134,9 @@ def find(
         if window is not None:
             settings["window"] = commands.window_of(window)
         asked = commands.Asked(model, concept, sae or [], prompts)
-        commands.find(asked, out, settings, compat.value if compat else None, overwrite, json)
+        grid = grid_from(tune or [])
+        published = compat.value if compat else None
+        commands.find(asked, out, settings, published, overwrite, json, grid)
 
 
 @app.command()

@@ -1,10 +1,13 @@
 """What each `vision-sae unlearn` command does, between its options and its output."""
 
 import json
+import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +32,7 @@ from vision_sae.recipes.unlearn.removal import Method, Removal
 from vision_sae.recipes.unlearn.show import show as write_show
 from vision_sae.recipes.unlearn.sweep import in_window, where_removable
 from vision_sae.recipes.unlearn.sweep import windows as parts_of
+from vision_sae.recipes.unlearn.tune import tune
 from vision_sae.sae import SAE
 
 EMBEDDED = "emoji-diffusion"
@@ -62,11 +66,17 @@ def find(
     compat: str | None,
     overwrite: bool,
     as_json: bool,
+    grid: Mapping[str, Sequence[Any]] = MappingProxyType({}),
 ) -> Plan:
     claim_folder(out, DESCRIPTION, overwrite=overwrite)
     if (out / DESCRIPTION).exists() and not overwrite:
         raise OutputExists(f"{out} holds a plan; choose another folder or pass --overwrite")
     choice = choice_of(asked, settings, compat)
+    if grid and not is_embedded(asked.model):
+        raise ConfigError(
+            f"--tune measures with the judge of emoji-diffusion, and {asked.model} has none; use "
+            "vision_sae.recipes.unlearn.tune with a measure of your own"
+        )
     rows = prompts_of(asked)
     check(rows, asked.concept)
     adapter = load_adapter(asked.model)
@@ -85,6 +95,25 @@ def find(
     plan.save(out)
     _tell_plan(plan, seen, out, as_json)
     return plan
+
+
+def _tuned(asked: Asked, seen: Evidence, choice: Choice, grid: Mapping[str, Sequence[Any]]) -> Plan:
+    """The best of a grid by the mean of UA, IRA and CRA on validation pictures."""
+    world, points = emoji_world(), math.prod(map(len, grid.values()))
+    world.check(asked.concept)
+    with show.progress("tune", points, "plans") as advance:
+
+        def measure(plan: Plan) -> float:
+            removal = removal_of(plan, seen.saes)
+            return statistics.fmean(scores(world, removal, asked.concept, 40).values())
+
+        found = tune(
+            seen, asked.concept, grid, measure, base=choice,
+            tell=lambda tried: advance(1, f"{tried.score:.3f}"),
+        )  # fmt: skip
+    rows = [(*tried.settings.values(), tried.score) for tried in found.tried]
+    show.grid("tuned on validation pictures", (*grid, "mean of UA, IRA, CRA"), rows)
+    return found.plan
 
 
 def advance_of(advance: show.Advance) -> Any:

@@ -273,8 +273,8 @@ def chosen_latents(contrast: Contrast, choice: Choice) -> Bool[Tensor, "T s"]:
     if choice.percentile is not None:
         above = scores > scores.quantile(choice.percentile / 100, 1, keepdim=True)
     else:
-        least = scores.topk(min(choice.count, scores.shape[1]), 1).values[:, -1:]
-        above = scores >= least
+        best = scores.topk(min(choice.count, scores.shape[1]), 1).indices
+        above = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
     return above.expand(len(contrast.mean), -1)
 
 

@@ -1,7 +1,7 @@
 """Prompts that say which concepts they ask for: a table whose other columns are factors."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vision_sae.data.prompts import Prompt, PromptSource
 from vision_sae.errors import ConfigError, DataError, UnknownName
@@ -30,14 +30,25 @@ def read(path: str) -> list[Labelled]:
     source = PromptSource(path)
     rows = []
     for item in (source.item(i) for i in range(len(source))):
-        labels = {n: str(v) for n, v in item.about.items() if n not in Prompt._fields + ("prompt",)}
-        rows.append(Labelled(item.open(), labels))
+        rows.append(Labelled(item.open(), _labels(item.about, path)))
     if not rows or not any(row.labels for row in rows):
         raise DataError(
             f"{path}: concepts are columns beside prompt, seed and guidance (as object, style); "
             "there is none"
         )
     return rows
+
+
+def _labels(about: Mapping[str, Any], path: str) -> dict[str, str]:
+    """The factors of a row; null and blank fields are no value."""
+    factors = {n: v for n, v in about.items() if n not in Prompt._fields + ("prompt",)}
+    for name in factors:
+        if ":" in name:
+            raise DataError(
+                f"{path}: the column {name!r} cannot be a factor, as concepts are FACTOR:VALUE; "
+                "give it a name without a colon"
+            )
+    return {n: "" if v is None else str(v).strip() for n, v in factors.items()}
 
 
 def concepts_of(prompts: Sequence[Labelled]) -> tuple[str, ...]:

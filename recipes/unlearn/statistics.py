@@ -3,6 +3,7 @@
 Shape key: c concepts, T timesteps, s latents, m chosen latents, n prompts, b of a batch.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from vision_sae.adapter import StepAdapter
-from vision_sae.errors import ConfigError, UnknownName
+from vision_sae.errors import CheckpointError, ConfigError, DataError, UnknownName
 from vision_sae.extract import Reading, activations_of
 from vision_sae.files import write_bytes
 from vision_sae.probing import probe_sites
@@ -53,7 +54,7 @@ class Statistics:
     def contrast(self, concept: str, against: str | None = None) -> Contrast:
         """The concept against every other prompt, or against another concept's.
 
-        Raises UnknownName.
+        Raises UnknownName, and DataError where there is no other prompt.
         """
         i = self._row(concept)
         if against is None:
@@ -61,6 +62,8 @@ class Statistics:
         else:
             j = self._row(against)
             rest, totals = self.count[j], [t[j] for t in self._sums]
+        if not rest:
+            raise DataError(f"all {int(self.count[-1])} prompts ask for {concept}; add others")
         mean, square, active = (t[i] / self.count[i] for t in self._sums)
         other, squares, actives = (total / rest for total in totals)
         spreads = [(q - m.square()).clamp(min=0) for q, m in ((square, mean), (squares, other))]
@@ -84,15 +87,21 @@ class Statistics:
     def save(self, path: Path) -> None:
         tensors = {name: getattr(self, name) for name in ("count", "sums", "squares", "actives")}
         tensors["timesteps"] = torch.tensor(self.timesteps)
-        write_bytes(path, save(tensors, {"concepts": "\n".join(self.concepts)}))
+        write_bytes(path, save(tensors, {"concepts": json.dumps(self.concepts)}))
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
-        with safe_open(path, "pt") as file:
-            concepts = tuple(file.metadata()["concepts"].split("\n"))
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        times = tuple(found.pop("timesteps").tolist())
-        return cls(concepts, times, **found)
+        """Raises CheckpointError for what `save` did not write."""
+        try:
+            with safe_open(path, "pt") as file:
+                concepts = tuple(json.loads((file.metadata() or {})["concepts"]))
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            times = tuple(found.pop("timesteps").tolist())
+            return cls(concepts, times, **found)
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} holds no statistics of concepts: {type(error).__name__} {error}"
+            ) from None
 
 
 class Means(NamedTuple):
@@ -113,9 +122,13 @@ def collect(
     """The statistics of every site and of every concept of the prompts, in one pass of sampling.
 
     Memory is that of the sums and of one batch. Raises ConfigError for an adapter that keeps both
-    halves of the guided batch.
+    halves of the guided batch, DataError for prompts without concepts.
     """
     concepts = concepts_of(prompts)
+    if not concepts:
+        raise DataError(
+            f"{len(prompts)} prompts, and none of them has a label such as object=pizza"
+        )
     member = torch.tensor([[holds(row, c) for row in prompts] for c in concepts])
     member = torch.cat([member, torch.ones_like(member[:1])]).float()  # [c + 1, n]
     sums: dict[str, list[Tensor]] = {}
