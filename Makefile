@@ -10,8 +10,9 @@ BIN := .venv/bin
 	$(BIN)/pip install --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## extract, train, eval, name and report on the embedded data
+demo: .venv/installed  ## extract, train, eval, name and report on the embedded data; remove a concept
 	$(BIN)/vision-sae demo
+	$(BIN)/vision-sae unlearn demo
 
 test: .venv/installed
 	$(BIN)/pytest

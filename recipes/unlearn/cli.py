@@ -229,3 +229,17 @@ def evaluate(
 
     with show.errors():
         commands.evaluate(out, plan or [], concept or [], method or [], quick, json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to work in.")] = Path("demo/unlearn"),
+) -> None:
+    """Find and remove pizzas from emoji-diffusion, and write the page; a minute or two.
+
+    Example: `vision-sae unlearn demo`
+    """
+    from vision_sae.recipes.unlearn import commands
+
+    with show.errors():
+        commands.demo(out)

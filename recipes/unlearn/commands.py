@@ -385,3 +385,14 @@ def evaluate(
         show.results.print(as_text(cells), soft_wrap=True)
     show.console.print(f"open {(out / 'index.html').resolve()}")
     return cells
+
+
+# ---- demo
+
+
+def demo(out: Path) -> Path:
+    """A plan and its page below `out`; a plan that is there is not made again."""
+    plan = out / "pizza"
+    if not (plan / DESCRIPTION).exists():
+        find(Asked(EMBEDDED, "object:pizza", (), None), plan, {}, None, False, False)
+    return show_plans([plan], Drawing(EMBEDDED, (), None, None), None, out / "page", True)
