@@ -1,6 +1,7 @@
 """The one seam to the world of models: an Adapter turns images or texts into a forward pass."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -80,9 +81,11 @@ class TextImageAdapter(Adapter, Protocol):
 def load_adapter(model: str) -> Adapter:
     """An adapter by name: `emoji-clip`, `open_clip:ViT-B-32`, `timm:vit_small_patch16_224`, `toy`.
 
-    The part before the colon names a plugin, the rest is its argument. Raises UnknownName.
+    The part before the colon names a plugin, the rest is its argument; an argument that is settings
+    alone needs no colon (`emoji-diffusion?steps=50`). Raises UnknownName.
     """
-    plugin, _, argument = model.partition(":")
+    plugin = re.split("[:?]", model, maxsplit=1)[0]
+    argument = model[len(plugin) :].removeprefix(":")
     adapter: Adapter = plugins.load(plugins.ADAPTERS, plugin)(argument)
     return adapter
 

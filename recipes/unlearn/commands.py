@@ -1,5 +1,6 @@
 """What each `vision-sae unlearn` command does, between its options and its output."""
 
+import hashlib
 import json
 import math
 import re
@@ -26,7 +27,7 @@ from vision_sae.recipes.unlearn.benchmark.main import evaluate as run_benchmark
 from vision_sae.recipes.unlearn.benchmark.tables import text as as_text
 from vision_sae.recipes.unlearn.benchmark.world import emoji_world
 from vision_sae.recipes.unlearn.find import COMPAT, Choice, Evidence, observe, plan_for
-from vision_sae.recipes.unlearn.plan import DESCRIPTION, Plan
+from vision_sae.recipes.unlearn.plan import DESCRIPTION, TENSORS, Plan
 from vision_sae.recipes.unlearn.prompts import Labelled, check, holds, parse, read
 from vision_sae.recipes.unlearn.removal import Method, Removal
 from vision_sae.recipes.unlearn.show import show as write_show
@@ -149,7 +150,7 @@ def prompts_of(asked: Asked) -> list[Labelled]:
 
 
 def is_embedded(model: str) -> bool:
-    return model.partition("?")[0] == EMBEDDED
+    return re.split("[:?]", model)[0] == EMBEDDED
 
 
 def saes_of(model: str, adapter: Any, given: Sequence[str]) -> dict[str, SAE]:
@@ -174,6 +175,8 @@ def _sae_of(text: str, adapter: Any) -> tuple[str, SAE]:
         )
     if not equals and known is None:
         raise ConfigError(f"{text} does not say at which site it was trained: pass SITE={text}")
+    if equals and known is not None and known.site != site:
+        raise MismatchError(f"the SAE in {folder} was trained at {known.site}, not at {site}")
     return (site if equals else known.site), sae  # type: ignore[union-attr]
 
 
@@ -212,11 +215,10 @@ def apply(
     seeds = [seed + i for i in range(len(prompts))]
     settings = _settings(adapter, drawing)
     with show.progress("draw", len(prompts) * (1 + plain), "pictures") as advance:
+        settings |= {"batch": 8, "tell": advance_of(advance)}
         with unlearn(adapter.pipe, chosen, saes=saes) as pipe:
             edited = draw(pipe, prompts, seeds, **settings)
-        advance(len(prompts), "")
         before = draw(adapter.pipe, prompts, seeds, **settings) if plain else None
-        advance(len(prompts) * plain, "")
     index = []
     for i, (text, one) in enumerate(zip(prompts, seeds, strict=True)):
         row: dict[str, Any] = {"prompt": text, "seed": one, "removed": [p.concept for p in chosen]}
@@ -235,9 +237,13 @@ def _opened(drawing: Drawing, plans: Sequence[Plan]) -> tuple[Any, dict[str, SAE
     """The adapter, and SAEs where a plan cannot do without."""
     adapter: Any = load_adapter(drawing.model)
     adapter.pipe.set_progress_bar_config(disable=True)
-    needed = any(edit.readout is None for plan in plans for edit in plan.edits)
-    wanted = bool(drawing.saes) or (needed and is_embedded(drawing.model))
+    wanted = bool(drawing.saes) or (_need_saes(plans) and is_embedded(drawing.model))
     return adapter, saes_of(drawing.model, adapter, drawing.saes) if wanted else {}
+
+
+def _need_saes(plans: Sequence[Plan]) -> bool:
+    edits = [edit for plan in plans for edit in plan.edits]
+    return any(edit.readout is None or edit.saeuron_sign for edit in edits)
 
 
 def _settings(adapter: Any, drawing: Drawing) -> dict[str, Any]:
@@ -267,11 +273,13 @@ def show_plans(
     rows = _shown(drawing.model, prompts, [plan.concept for plan in chosen])
     adapter, saes = _opened(drawing, chosen)
     settings = _settings(adapter, drawing)
-    page = write_show(
-        adapter.pipe, chosen, [row.prompt for row in rows], out, saes=saes,
-        labels=[row.labels for row in rows], judge=_judge(drawing.model),
-        num_inference_steps=settings["steps"], guidance_scale=settings["guidance"],
-    )  # fmt: skip
+    with show.progress("draw", len(rows), "pairs") as advance:
+        page = write_show(
+            adapter.pipe, chosen, [row.prompt for row in rows], out, saes=saes,
+            labels=[row.labels for row in rows], judge=_judge(drawing.model), batch_size=8,
+            tell=advance_of(advance), num_inference_steps=settings["steps"],
+            guidance_scale=settings["guidance"],
+        )  # fmt: skip
     show.console.print(f"open {page.resolve()}")
     return page
 
@@ -352,11 +360,20 @@ class _Given(NamedTuple):
     """Plans that are there already, as a method."""
 
     plans: Sequence[Plan]
+    saes: Mapping[str, SAE]
     name: str = "plan"
 
     def fit(self, pipe: Any, concepts: Sequence[str]) -> Removal:
         mine = [plan for plan in self.plans if plan.concept in concepts]
-        return removal_of(mine)
+        return removal_of(mine, self.saes)
+
+
+def _digest(plans: Sequence[Path]) -> str:
+    """Of all that plans hold."""
+    found = hashlib.sha256()
+    for folder in plans:
+        found.update((folder / DESCRIPTION).read_bytes() + (folder / TENSORS).read_bytes())
+    return found.hexdigest()[:8]
 
 
 def evaluate(
@@ -374,8 +391,10 @@ def evaluate(
         missing = set(concepts) - {plan.concept for plan in loaded}
         if missing:
             raise ConfigError(f"no plan is given for {', '.join(sorted(missing))}")
-        given: Method = _Given(loaded)
-        more, chosen = {"plan": lambda: given}, [*chosen, "plan"]
+        saes = saes_of(EMBEDDED, None, ()) if _need_saes(loaded) else {}
+        name = f"plan {_digest(plans)}"  # another plan is another method: OUT may hold cells
+        given: Method = _Given(loaded, saes, name)
+        more, chosen = {name: lambda: given}, [*chosen, name]
     tell = show.console.print
     cells = run_benchmark(out, quick=quick, concepts=concepts, methods=chosen, more=more, tell=tell)
     if as_json:

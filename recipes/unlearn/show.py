@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import resources
 from itertools import groupby
@@ -50,6 +50,7 @@ def show(
     labels: Labels | None = None,
     judge: Any = None,
     batch_size: int = 16,
+    tell: Callable[[int], None] = lambda pairs: None,
     **settings: Any,
 ) -> Path:
     """Write one HTML file that needs no others, of each prompt's plain and edited picture.
@@ -67,7 +68,7 @@ def show(
     _check(asked, labels, batch_size)
     given = [plans] if isinstance(plans, (Plan, str, Path)) else plans
     chosen = [plan if isinstance(plan, Plan) else Plan.load(plan) for plan in given]
-    pairs = draw_pairs(pipe, chosen, asked, saes=saes, batch_size=batch_size, **settings)
+    pairs = draw_pairs(pipe, chosen, asked, saes=saes, batch_size=batch_size, tell=tell, **settings)
     out = Path(out) if Path(out).suffix in (".html", ".htm") else Path(out) / "index.html"
     html = _page(chosen, pairs, labels, verdicts(pairs, judge) if judge is not None else None)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,7 @@ def draw_pairs(
     *,
     saes: Mapping[str, SAE] | None = None,
     batch_size: int = 16,
+    tell: Callable[[int], None] = lambda pairs: None,
     **settings: Any,
 ) -> list[Pair]:
     """Every prompt without and with the plans, in order; the noise is of each prompt's seed."""
@@ -108,6 +110,7 @@ def draw_pairs(
             edited = _draw(pipe, batch, settings)
         masks: Sequence[Tensor | None] = marks.masks() or [None] * len(batch)
         pairs += [Pair(*four) for four in zip(batch, plain, edited, masks, strict=True)]
+        tell(len(batch))
     return pairs
 
 

@@ -1,7 +1,7 @@
 """Draw what is asked, in batches whose make-up does not matter: noise is of each prompt's seed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def draw(
     steps: int = 25,
     guidance: float = 3.0,
     batch: int = 64,
+    tell: Callable[[int], None] = lambda pictures: None,
     **settings: Any,
 ) -> Pictures:
     """One picture for each prompt and seed; `run` is a pipeline or what a removal gives.
@@ -44,6 +45,7 @@ def draw(
             num_inference_steps=steps, guidance_scale=guidance, output_type="pt", **settings,
         ).images  # fmt: skip
         parts.append((images.float().clamp(0, 1) * 255).round().byte().cpu())
+        tell(len(images))
     return torch.cat(parts)
 
 
