@@ -37,13 +37,15 @@ def pipe_of(**config: Any) -> Any:
     )
 
 
-def plan_of(pipe: Any, sae: SAE, chosen: int) -> Plan:
+def plan_of(pipe: Any, sae: SAE, chosen: int, mode: str = "replace") -> Plan:
     """`chosen` latents, replaced per image as a detector says that always finds the concept."""
     latents = torch.arange(chosen)
+    maps = {"write": torch.randn(chosen, WIDTH), "shift": torch.randn(2, WIDTH)}
     times, zeros = torch.tensor([999, 0]), torch.zeros(2, chosen)
     edit = SiteEdit(
         SITE, fingerprint(sae), latents, times, zeros + 1, zeros + 1, zeros, zeros, zeros,
-        torch.ones(2), mode="replace", where="image", readout=Readout.of(sae, latents),
+        torch.ones(2), mode=mode, where="image", readout=Readout.of(sae, latents),
+        **(maps if mode == "transport" else {}),
     )  # fmt: skip
     return Plan("object:any", (edit,), "sd15", sample_of(pipe.unet), schedule_of(pipe))
 
@@ -70,18 +72,18 @@ def edit_alone(pipe: Any, plan: Plan, sae: SAE, rounds: int = 20) -> float:
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--calls", type=int, default=7)
-    made.add_argument("--chosen", type=int, default=32, help="latents that are edited")
+    made.add_argument("--chosen", type=int, default=256, help="latents that are edited")
     args = made.parse_args()
     torch.manual_seed(0)
     pipe = pipe_of(**SD15)
     inputs = (torch.randn(2, 4, 64, 64), torch.tensor(500), torch.randn(2, 77, 768))
     kinds: dict[str, Any] = {"plain": nullcontext}
     edits: dict[str, float] = {}
-    for family in ("topk", "batchtopk"):
-        sae = sae_of(family)
-        plan = plan_of(pipe, sae, args.chosen)
-        edits[family] = edit_alone(pipe, plan, sae)
-        kinds[family] = lambda plan=plan, sae=sae: unlearn(pipe, plan, saes={SITE: sae})
+    for family, mode in (("topk", "replace"), ("batchtopk", "replace"), ("batchtopk", "transport")):
+        sae, name = sae_of(family), f"{family}, {mode}"
+        plan = plan_of(pipe, sae, args.chosen, mode)
+        edits[name] = edit_alone(pipe, plan, sae)
+        kinds[name] = lambda plan=plan, sae=sae: unlearn(pipe, plan, saes={SITE: sae})
     times: dict[str, list[float]] = {name: [] for name in kinds}
     with torch.no_grad():
         for _ in range(args.calls + 1):
@@ -93,7 +95,7 @@ def main() -> None:
     middle = {name: statistics.median(t[1:]) for name, t in times.items()}  # the first warms up
     for name, seconds in middle.items():
         alone = f", edit alone {edits[name] / middle['plain']:.2%}" if name in edits else ""
-        print(f"{name:10} {seconds:7.3f} s a call   {seconds / middle['plain'] - 1:+.2%}{alone}")
+        print(f"{name:20} {seconds:7.3f} s a call   {seconds / middle['plain'] - 1:+.2%}{alone}")
     print(json.dumps({"seconds": times, "threads": torch.get_num_threads(), **vars(args)}))
 
 

@@ -34,8 +34,8 @@ CELL, LEFT, TOP = 64, 76, 74  # pixels of a picture, of the looks' names, of the
 def drawn(pipe: Any, seeds: int) -> Tensor:
     """[seeds pairs 3 32 32], 25 steps at guidance 3."""
     texts = [ask(o, look) for o, look in PAIRS] * seeds
-    pictures = draw(pipe, texts, [FIRST_SEED + i for i in range(len(texts))])
-    return pictures.unflatten(0, (seeds, len(PAIRS)))
+    pictures: Tensor = draw(pipe, texts, [FIRST_SEED + i for i in range(len(texts))])
+    return pictures.view(seeds, len(PAIRS), *pictures.shape[1:])
 
 
 def accuracy(pictures: Tensor) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vision_sae.recipes.unlearn.benchmark.draw import draw, draw_asks, unit
 from vision_sae.recipes.unlearn.benchmark.main import evaluate as run_benchmark
 from vision_sae.recipes.unlearn.benchmark.tables import text as as_text
 from vision_sae.recipes.unlearn.benchmark.world import emoji_world
-from vision_sae.recipes.unlearn.find import COMPAT, Choice, Evidence, observe, plan_for
+from vision_sae.recipes.unlearn.find import BEST, Choice, Evidence, choice_of, observe, plan_for
 from vision_sae.recipes.unlearn.plan import DESCRIPTION, TENSORS, Plan
 from vision_sae.recipes.unlearn.prompts import Labelled, check, holds, parse, read
 from vision_sae.recipes.unlearn.removal import Method, Removal
@@ -72,7 +72,7 @@ def find(
     claim_folder(out, DESCRIPTION, overwrite=overwrite)
     if (out / DESCRIPTION).exists() and not overwrite:
         raise OutputExists(f"{out} holds a plan; choose another folder or pass --overwrite")
-    choice = choice_of(asked, settings, compat)
+    choice = choice_of(settings, compat, usual_for(asked.concept))
     if grid and not is_embedded(asked.model):
         raise ConfigError(
             f"--tune measures with the judge of emoji-diffusion, and {asked.model} has none; use "
@@ -121,13 +121,9 @@ def advance_of(advance: show.Advance) -> Any:
     return lambda n: advance(n, "")
 
 
-def choice_of(asked: Asked, settings: Mapping[str, Any], compat: str | None) -> Choice:
-    """Settings over those of `compat`, or over those that the benchmark uses for the factor."""
-    factor, _ = parse(asked.concept)
-    usual = COMPAT[compat] if compat else methods.USUAL.get(factor, methods.TRANSPORT)
-    if settings.get("mode", usual.mode) != usual.mode:
-        usual = Choice(towards=None if settings["mode"] != "transport" else "nearest")
-    return Choice(**(vars(usual) | dict(settings)))
+def usual_for(concept: str) -> Choice:
+    """The settings that the benchmark uses for the concept's factor."""
+    return methods.USUAL.get(parse(concept)[0], BEST)
 
 
 def window_of(text: str) -> tuple[int, int]:
@@ -317,9 +313,8 @@ def sweep(
     claim_folder(out, "index.html", overwrite=overwrite)
     world = emoji_world()
     world.check(concept)
-    asked = Asked(EMBEDDED, concept, (), None)
     adapter, rows = load_adapter(EMBEDDED), methods.asked(2)
-    saes, choice = saes_of(EMBEDDED, adapter, ()), choice_of(asked, {}, None)
+    saes, choice = saes_of(EMBEDDED, adapter, ()), usual_for(concept)
     parts = parts_of(windows)
     with show.progress("look", 2 * len(rows), "prompts") as advance:
         seen = observe(adapter, saes, rows, [concept], candidates=96, tell=advance_of(advance))

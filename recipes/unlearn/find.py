@@ -72,15 +72,34 @@ class Choice:
         if self.percentile is not None and not 0 <= self.percentile < 100:
             raise ConfigError(f"percentile must be from 0 to below 100; got {self.percentile}")
         if self.mode == "transport" and self.towards is None:
-            raise ConfigError("mode 'transport' leads to another concept: give towards=")
+            raise ConfigError(
+                "mode 'transport' leads to another concept: give towards=, or towards='nearest'"
+            )
 
 
+# what did best on emoji-diffusion's validation pictures (docs/unlearn.md)
+BEST = Choice(mode="transport", towards="nearest", count=200, detectors=96, strength=1.15)
 # the published code: both halves, one latent above the 99.999th percentile at each step, -1 * mean
 SAEURON = Choice(
     score="saeuron", percentile=99.999, per_step=True, mode="multiple", where="threshold",
     half="both", saeuron_sign=True,
 )  # fmt: skip
 COMPAT = {"saeuron": SAEURON}
+
+
+def choice_of(
+    settings: Mapping[str, Any], compat: str | None = None, base: Choice = BEST
+) -> Choice:
+    """Settings over the published ones of `compat`, or over `base` where the mode is its own.
+
+    Raises UnknownName for what `compat` does not know, and what Choice raises.
+    """
+    if compat is not None and compat not in COMPAT:
+        raise UnknownName("compat", compat, COMPAT)
+    usual = COMPAT[compat] if compat else base
+    if settings.get("mode", usual.mode) != usual.mode:
+        usual = Choice()
+    return replace(usual, **settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +161,11 @@ def find(
     tell: Tell = lambda prompts: None,
     **choice: Any,
 ) -> Plan:
-    """`observe` and `plan_for` for one concept; `choice` are Choice's settings.
+    """`observe` and `plan_for` for one concept; `choice` are Choice's settings, BEST by default.
 
     plan = find(load_adapter("emoji-diffusion"), saes, read("prompts.csv"), "object:pizza")
     """
-    if compat is not None and compat not in COMPAT:
-        raise UnknownName("compat", compat, COMPAT)
-    wanted = replace(COMPAT[compat], **choice) if compat else Choice(**choice)
+    wanted = choice_of(choice, compat)
     evidence = observe(adapter, saes, prompts, [concept], candidates=wanted.detectors, tell=tell)
     return plan_for(evidence, concept, wanted, tell=tell)
 

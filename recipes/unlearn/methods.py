@@ -6,7 +6,15 @@ from functools import cached_property
 from typing import Any
 
 from vision_sae.recipes.unlearn.apply import removal_of
-from vision_sae.recipes.unlearn.find import SAEURON, Choice, Evidence, nearest, observe, plan_for
+from vision_sae.recipes.unlearn.find import (
+    BEST,
+    SAEURON,
+    Choice,
+    Evidence,
+    nearest,
+    observe,
+    plan_for,
+)
 from vision_sae.recipes.unlearn.plan import Plan
 from vision_sae.recipes.unlearn.prompts import Labelled
 from vision_sae.recipes.unlearn.removal import Method, Removal
@@ -14,8 +22,7 @@ from vision_sae.sae import SAE
 
 # settings by factor, chosen on validation seeds (docs/unlearn.md)
 Choices = Mapping[str, Choice]
-TRANSPORT = Choice(mode="transport", count=200, towards="nearest", strength=1.15, detectors=96)
-USUAL: Choices = {"object": TRANSPORT, "style": replace(TRANSPORT, towards="style:plain")}
+USUAL: Choices = {"object": BEST, "style": replace(BEST, towards="style:plain")}
 ACTIVATIONS: Choices = {f: replace(c, reads="activations") for f, c in USUAL.items()}
 EDITED: Choices = {
     "object": Choice(mode="scale", multiplier=-2.0, score="difference", count=16),

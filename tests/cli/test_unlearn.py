@@ -25,7 +25,7 @@ from vision_sae.provenance import Provenance
 from vision_sae.recipes import unlearn as recipe
 from vision_sae.recipes.unlearn import commands, methods
 from vision_sae.recipes.unlearn.benchmark.draw import draw
-from vision_sae.recipes.unlearn.find import SAEURON, Choice
+from vision_sae.recipes.unlearn.find import SAEURON, Choice, choice_of
 from vision_sae.recipes.unlearn.plan import Gate, Mode, Plan
 from vision_sae.recipes.unlearn.scores import SCORES
 from vision_sae.sae import SAE, SAEConfig
@@ -191,7 +191,7 @@ def test_a_table_without_factors_is_refused(tiny: Tiny, refused: Refused, tmp_pa
 
 
 def choice(concept: str = "object:pizza", compat: str | None = None, **settings: Any) -> Choice:
-    return commands.choice_of(commands.Asked("", concept, (), None), settings, compat)
+    return choice_of(settings, compat, commands.usual_for(concept))
 
 
 def test_settings_are_laid_over_the_usual_ones() -> None:
