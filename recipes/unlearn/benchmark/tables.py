@@ -117,13 +117,23 @@ def tables(cells: Sequence[Cell]) -> list[Table]:
 def _table(
     title: str, columns: Sequence[Column], cells: Sequence[Cell], methods: Sequence[str]
 ) -> Table:
-    rows = []
+    rows, counts = [], []
     for method in methods:
         found = [(figure(cells, method, column), column.percent) for column in columns]
         if any(f.cells for f, _ in found):
             rows.append([method, *(f.shown(percent) for f, percent in found)])
+            counts.append(len(_concepts(cells, method, columns[0])))
     titles = [c.title.removeprefix(f"{c.factor} ") if c.factor else c.title for c in columns]
+    if len(set(counts)) > 1:  # some methods are measured on fewer
+        titles.append("concepts")
+        rows = [[*row, f"{count}"] for row, count in zip(rows, counts, strict=True)]
     return Table(title, ["method", *titles], rows)
+
+
+def _concepts(cells: Sequence[Cell], method: str, column: Column) -> set[str]:
+    mine = [c for c in cells if c["kind"] == column.kind and c["method"] == method]
+    named = {cell["concepts"][0] for cell in mine}
+    return {name for name in named if not column.factor or parse(name)[0] == column.factor}
 
 
 def _together(cells: Sequence[Cell], methods: Sequence[str]) -> list[Table]:
