@@ -30,7 +30,9 @@ def grey(colour: Colour) -> Float[Tensor, "b 1 h w"]:
     return (colour * tint((0.299, 0.587, 0.114))).sum(1, keepdim=True)
 
 
-def over(colour: Colour, alpha: Alpha, ground: Tensor) -> Colour:
+def over(
+    colour: Float[Tensor, "b c h w"], alpha: Alpha, ground: Tensor
+) -> Float[Tensor, "b c h w"]:
     return colour + (1 - alpha) * ground
 
 
