@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from vision_sae.adapter import fingerprint
-from vision_sae.adapters.diffusion_inputs import denoiser_of
+from vision_sae.adapters.diffusion_inputs import denoiser_of, kind_of
 from vision_sae.errors import ConfigError, MismatchError
 from vision_sae.hooks import edit as edited
 from vision_sae.recipes.unlearn.calls import Guidance
@@ -65,9 +65,12 @@ def site_changes(
     by_site: dict[str, list[Any]] = {}
     for plan in plans:
         for edit in plan.edits:
-            if edit.readout is None:
-                _check_sae(edit, saes.get(edit.site))
             by_site.setdefault(edit.site, []).append(edit)
+    for site, edits in by_site.items():
+        _check_half(denoiser, edits)
+        if any(edit.readout is None or edit.saeuron_sign for edit in edits):
+            for edit in edits:  # the whole SAE reads for all of them
+                _check_sae(edit, saes.get(site))
     return {
         site: SiteChange(edits, clock, guided, saes.get(site), device)
         for site, edits in by_site.items()
@@ -82,11 +85,26 @@ def _loaded(plan: Plan | str | Path) -> Plan:
     return plan if isinstance(plan, Plan) else Plan.load(plan)
 
 
+def _check_half(denoiser: nn.Module, edits: Sequence[Any]) -> None:
+    """DiT's pipeline puts the conditional half first, and says nowhere whether there is another."""
+    halves = {edit.half for edit in edits} - {"both"}
+    if halves and kind_of(denoiser) == "DiTTransformer2DModel":
+        raise ConfigError(
+            f"the batches of a DiT's pipeline do not tell their halves; the plan at "
+            f"{edits[0].site!r} edits {halves.pop()!r}, use half='both'"
+        )
+
+
 def _check_sae(edit: Any, sae: SAE | None) -> None:
     if sae is None:
+        reason = (
+            "add the SAE's error with the published sign"
+            if edit.saeuron_sign
+            else "compete with all others (an SAE here has no thresholds)"
+        )
         raise ConfigError(
-            f"the latents of the plan at {edit.site!r} compete with all others (its SAE has no "
-            f"thresholds): pass the SAE, unlearn(pipe, plan, saes={{{edit.site!r}: sae}})"
+            f"the latents of the plan at {edit.site!r} {reason}: pass the SAE, "
+            f"unlearn(pipe, plan, saes={{{edit.site!r}: sae}})"
         )
     if fingerprint(sae) != edit.sae:
         raise MismatchError(

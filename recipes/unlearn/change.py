@@ -73,7 +73,12 @@ class Tables(NamedTuple):
 
     def at(self, row: Any) -> "Tables":
         """The rows of one timestep, [m] each."""
-        return Tables(*(table[row] for table in self))
+        return Tables(*(row_of(table, row) for table in self))
+
+
+def row_of(table: Float[Tensor, "r m"], row: Any) -> Float[Tensor, " m"]:
+    """table[row], without a wait where the row is a tensor on the device."""
+    return table.index_select(0, row)[0] if isinstance(row, Tensor) else table[row]
 
 
 def _inside(window: tuple[int, int]) -> Bool[Tensor, " r"]:
@@ -143,7 +148,7 @@ class _Edit:
             return self.patched(x, f, now)
         source = f if self.plan.reads == "codes" else x
         strength = now.strengths.amax() * self.gate(f, now)
-        return strength * (source @ self.write + self.shift[row])
+        return strength * (source @ self.write + row_of(self.shift, row))
 
     def patched(
         self, x: Float[Tensor, "b t d"], f: Float[Tensor, "b t m"], now: Tables
@@ -179,7 +184,6 @@ class SiteChange:
         for edit in edits:
             self.edits.append(_Edit(edit, first, device))
             first += len(edit.latents)
-        self.sign = any(edit.saeuron_sign for edit in edits)
         self.reader = _reader(edits, sae, device)
 
     @torch.no_grad()
@@ -209,8 +213,10 @@ class SiteChange:
         if any(edit.plan.mode not in BESIDE for edit in self.edits):
             codes = added[0] if len(added) == 1 else torch.cat(added, -1)
             total = total + spread_back(codes @ self.reader.atoms)
-        if self.sign:
-            total = total + 2 * self.reader.error(x)
+        signed = [edit for edit in self.edits if edit.plan.saeuron_sign]
+        if signed:
+            live = [(edit.tables.at(self.clock.now).strengths != 0).any() for edit in signed]
+            total = total + 2 * self.reader.error(x) * torch.stack(live).any()
         return total
 
 
@@ -255,6 +261,11 @@ class _Thresholds:
 
     def __init__(self, readouts: Sequence[Readout], device: torch.device) -> None:
         first = readouts[0]
+        if any(r.rows != first.rows for r in readouts):
+            raise ConfigError(
+                "the plans at one site were made with SAEs that treat rows differently "
+                f"({', '.join(sorted({r.rows for r in readouts}))}); use them one at a time"
+            )
         joined = {name: [r.tensors()[name] for r in readouts] for name in first.tensors()}
         whole = Readout(**{n: torch.cat(parts) for n, parts in joined.items()}, rows=first.rows)
         self.readout = whole.to(device)

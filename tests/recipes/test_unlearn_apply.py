@@ -341,6 +341,42 @@ def test_other_pipelines(kind: str) -> None:
         assert not torch.equal(plain, draw(pipe, steps=2, **given))
 
 
+@pytest.mark.parametrize("half", ["cond", "uncond"])
+def test_halves_where_the_pipeline_does_not_say_so(half: Any) -> None:
+    """PixArt: the asked half of what its transformer is given."""
+    pipe = pipeline("pixart")
+    site = "transformer_blocks.0"
+    sae = sae_of()
+    one = replace(edit_of(sae, half=half), site=site)
+    plan = Plan("object:cat", (one,), "tiny", sample_of(pipe.transformer), schedule_of(pipe))
+    plain, edited = ([], [])  # type: tuple[list[Tensor], list[Tensor]]
+    for seen, plans in ((plain, []), (edited, [plan])):
+
+        def note(output: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(output.clone())
+            return output
+
+        with unlearn(pipe, plans), edit(pipe.transformer, site, note):
+            for guidance in (3.0, 1.0) if half == "cond" else (3.0,):
+                draw(pipe, steps=2, guidance_scale=guidance, use_resolution_binning=False)
+    moved = [
+        [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        for before, after in zip(plain[::2], edited[::2], strict=True)  # first steps
+    ]
+    assert moved == ([[False, True], [True]] if half == "cond" else [[True, False]])
+    assert "encode_prompt" not in vars(pipe)
+
+
+def test_halves_of_a_dit_are_refused() -> None:
+    pipe = pipeline("dit")
+    one = replace(edit_of(sae_of()), site="transformer_blocks.0")
+    plan = Plan("object:cat", (one,), "tiny", sample_of(pipe.transformer), schedule_of(pipe))
+    with pytest.raises(ConfigError, match="do not tell their halves; .* edits 'cond', use half"):
+        unlearn(pipe, plan).__enter__()
+    with unlearn(pipe, replace(plan, edits=(replace(one, half="both"),))):
+        pass
+
+
 # ---- several plans
 
 
@@ -396,6 +432,23 @@ def test_an_sae_without_thresholds_must_be_given(pipe: Any) -> None:
         unlearn(pipe, plan).__enter__()
     with pytest.raises(MismatchError, match="the SAE given for .* is .*; the plan was made with"):
         unlearn(pipe, plan, saes={SITE: sae_of("topk", seed=1, k=4)}).__enter__()
+
+
+def test_the_published_sign_needs_the_sae(pipe: Any) -> None:
+    plan = plan_of(pipe, edit_of(sae_of(), saeuron_sign=True))
+    with pytest.raises(ConfigError, match="add the SAE's error with the published sign: pass the"):
+        unlearn(pipe, plan).__enter__()
+    with pytest.raises(MismatchError, match="the plan was made with"):
+        unlearn(pipe, plan, saes={SITE: sae_of(seed=1)}).__enter__()
+    assert hooks_of(pipe) == 0
+
+
+def test_an_sae_that_reads_for_all_plans_must_be_theirs(pipe: Any) -> None:
+    """Latents of a plan with a readout of its own are not another SAE's."""
+    topk = sae_of("topk", k=4)
+    plans = [plan_of(pipe, edit_of(topk)), plan_of(pipe, edit_of(sae_of(seed=2)))]
+    with pytest.raises(MismatchError, match="the SAE given for .* the plan was made with"):
+        unlearn(pipe, plans, saes={SITE: topk}).__enter__()
 
 
 def test_a_plan_of_another_model(pipe: Any) -> None:

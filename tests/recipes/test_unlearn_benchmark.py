@@ -347,3 +347,22 @@ def test_counts_below_one_are_refused() -> None:
 def test_an_ask_knows_its_concepts() -> None:
     one = Ask("p n", 0, "p", "n")
     assert one.holds("style:n") and not one.holds("object:c") and not math.isnan(one.seed)
+
+
+def test_edits_pass_straight_through_also_where_a_hook_calls_the_module_again() -> None:
+    """As safe guidance does: it asks the denoiser a third time."""
+    from vision_sae.recipes.unlearn.benchmark.adversary import straight_through
+
+    layer, calls = torch.nn.Linear(3, 3), []
+
+    def again(module: Any, args: Any, output: Any) -> Any:
+        calls.append(1)
+        return None if len(calls) > 1 else output.detach() - module(args[0]).detach() + 5
+
+    layer.register_forward_hook(again)
+    x = torch.ones(1, 3, requires_grad=True)
+    with straight_through(layer):
+        out = layer(x)
+    assert torch.allclose(out, torch.full((1, 3), 5.0), atol=1e-5)
+    (gradient,) = torch.autograd.grad(out.sum(), [x])
+    assert torch.allclose(gradient, layer.weight.sum(0)[None], atol=1e-6)

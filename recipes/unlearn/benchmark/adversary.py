@@ -120,7 +120,7 @@ def _bracket(module: nn.Module) -> tuple[Any, Any]:
     raw: list[Tensor] = []
 
     def before(module: nn.Module, args: Any, output: Any) -> None:
-        raw[:] = [_first(output)]
+        raw.append(_first(output))  # a hook may call the module again
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         own, edited = raw.pop(), _first(output)
