@@ -33,7 +33,7 @@ NET: dict[str, Any] = {
     "objects": OBJECTS,
     "styles": [look or "plain" for look in LOOK_NAMES],
 }
-BATCH, LR = 144, 3e-3
+BATCH, LR, STEPS = 144, 3e-3, 700  # as the embedded one was trained
 Drawn = tuple[Tensor, Tensor, Tensor]  # pictures, objects, styles
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2_000)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without", choices=VENDORS, help="a vendor that is only tested on")
     args = parser.parse_args()

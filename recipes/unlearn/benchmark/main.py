@@ -15,7 +15,7 @@ from vision_sae.recipes.unlearn.benchmark.world import emoji_world
 from vision_sae.recipes.unlearn.methods import ATTACKED, all_methods, limits
 from vision_sae.recipes.unlearn.removal import Method
 
-SLOW = ("text steering", "cross-attention tuning", "random latents", "sae, patches (PER)")
+QUICK_METHODS = ("sae", "negative prompt", "difference of means", "sae, latents edited")
 Made = Mapping[str, Callable[[], Method]]
 
 
@@ -39,7 +39,8 @@ def evaluate(
     out, world = Path(out), emoji_world()
     seeds = sae_seeds or ((0,) if quick else (0, 1, 2))
     saes = {seed: partial(saes_of, seed, out / "saes", tell) for seed in seeds}
-    chosen = _chosen({**all_methods(world.pipe, saes), **(more or {})}, methods, quick)
+    more = more or {}
+    chosen = _chosen({**all_methods(world.pipe, saes), **more}, methods, quick, tuple(more))
     asked = list(concepts or (ATTACKED if quick else world.concepts))
     cells = run(
         world, chosen, asked, split, out, limits=limits(asked), tell=tell,
@@ -61,7 +62,7 @@ def plans_of(quick: bool, concepts: Sequence[str]) -> Plans:
     return Plans(attacks=attacked, sizes=tuple(sorted(sizes)))
 
 
-def _chosen(known: Made, wanted: Sequence[str], quick: bool) -> dict[str, Any]:
+def _chosen(known: Made, wanted: Sequence[str], quick: bool, more: Sequence[str]) -> dict[str, Any]:
     """Wanted ones by name, "sae" being "sae@" of every seed. Raises UnknownName."""
     plain = {name.partition("@")[0] for name in known}
     for name in wanted:
@@ -69,4 +70,5 @@ def _chosen(known: Made, wanted: Sequence[str], quick: bool) -> dict[str, Any]:
             raise UnknownName("method", name, sorted(plain))
     if wanted:
         return {n: m for n, m in known.items() if {n, n.partition("@")[0]} & set(wanted)}
-    return {n: m for n, m in known.items() if not (quick and n in SLOW)}
+    quickly = (*QUICK_METHODS, *more)
+    return {n: m for n, m in known.items() if not quick or n.partition("@")[0] in quickly}
