@@ -33,7 +33,7 @@ from vision_sae.recipes.unlearn.removal import Method, Removal
 from vision_sae.recipes.unlearn.show import show as write_show
 from vision_sae.recipes.unlearn.sweep import in_window, where_removable
 from vision_sae.recipes.unlearn.sweep import windows as parts_of
-from vision_sae.recipes.unlearn.tune import tune
+from vision_sae.recipes.unlearn.tune import check_grid, tune
 from vision_sae.sae import SAE
 
 EMBEDDED = "emoji-diffusion"
@@ -78,27 +78,29 @@ def find(
             f"--tune measures with the judge of emoji-diffusion, and {asked.model} has none; use "
             "vision_sae.recipes.unlearn.tune with a measure of your own"
         )
+    check_grid(grid)
     rows = prompts_of(asked)
     check(rows, asked.concept)
     adapter = load_adapter(asked.model)
     saes = saes_of(asked.model, adapter, asked.saes)
     own = sum(holds(row, asked.concept) for row in rows) if choice.mode == "transport" else 0
-    with show.progress("find", 2 * len(rows) + own, "prompts") as advance:
-        seen = observe(
-            adapter,
-            saes,
-            rows,
-            [asked.concept],
-            candidates=choice.detectors,
-            tell=advance_of(advance),
-        )
-        plan = plan_for(seen, asked.concept, choice, tell=advance_of(advance))
+    with show.progress("find", 2 * len(rows) + own * (not grid), "prompts") as advance:
+        tell, concepts = advance_of(advance), [asked.concept]
+        seen = observe(adapter, saes, rows, concepts, candidates=choice.detectors, tell=tell)
+        plan = None if grid else plan_for(seen, asked.concept, choice, tell=tell)
+    plan = plan or _tuned(asked, seen, choice, grid, as_json)
     plan.save(out)
     _tell_plan(plan, seen, out, as_json)
     return plan
 
 
-def _tuned(asked: Asked, seen: Evidence, choice: Choice, grid: Mapping[str, Sequence[Any]]) -> Plan:
+def _tuned(
+    asked: Asked,
+    seen: Evidence,
+    choice: Choice,
+    grid: Mapping[str, Sequence[Any]],
+    as_json: bool,
+) -> Plan:
     """The best of a grid by the mean of UA, IRA and CRA on validation pictures."""
     world, points = emoji_world(), math.prod(map(len, grid.values()))
     world.check(asked.concept)
@@ -113,7 +115,8 @@ def _tuned(asked: Asked, seen: Evidence, choice: Choice, grid: Mapping[str, Sequ
             tell=lambda tried: advance(1, f"{tried.score:.3f}"),
         )  # fmt: skip
     rows = [(*tried.settings.values(), tried.score) for tried in found.tried]
-    show.grid("tuned on validation pictures", (*grid, "mean of UA, IRA, CRA"), rows)
+    if not as_json:
+        show.grid("tuned on validation pictures", (*grid, "mean of UA, IRA, CRA"), rows)
     return found.plan
 
 

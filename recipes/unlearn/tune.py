@@ -44,7 +44,7 @@ def tune(
 
         tune(evidence, "object:pizza", {"count": [50, 200], "strength": [1.0, 1.15]}, measure)
     """
-    _check(grid)
+    check_grid(grid)
     best: Tuned | None = None
     tried: list[Tried] = []
     for values in itertools.product(*grid.values()):
@@ -63,7 +63,8 @@ def tune(
     return best._replace(tried=tuple(tried))
 
 
-def _check(grid: Mapping[str, Sequence[Any]]) -> None:
+def check_grid(grid: Mapping[str, Sequence[Any]]) -> None:
+    """Raises UnknownName for a setting that Choice does not have."""
     known = [field.name for field in fields(Choice)]
     for name in grid:
         if name not in known:

@@ -183,6 +183,17 @@ def test_find_says_what_is_wrong(
     assert said in refused("unlearn", "find", *tiny.asks(*flags, "--out", tmp_path / "plan"))
 
 
+def test_tuning_needs_the_embedded_judge_and_known_settings(
+    tiny: Tiny, refused: Refused, tmp_path: Path
+) -> None:
+    more = ["--out", tmp_path / "plan", "--tune", "counts=1,2"]
+    assert "measures with the judge of emoji-diffusion" in refused(
+        "unlearn", "find", *tiny.asks(*more)
+    )
+    error = refused("unlearn", "find", "--concept", "object:pizza", *more)
+    assert "no setting of a choice 'counts'; did you mean count" in error
+
+
 def test_a_table_without_factors_is_refused(tiny: Tiny, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "bare.csv").write_text("prompt,seed\na cat,1\n")
     more = ["--prompts", tmp_path / "bare.csv", "--out", tmp_path / "plan"]
@@ -396,17 +407,35 @@ def test_the_guides_imports_work() -> None:
 # ---- the embedded model
 
 
-@pytest.mark.slow
-def test_a_pizza_goes_from_the_embedded_model(fine: Fine, tmp_path: Path) -> None:
-    """find on few prompts, then pictures and a page: no pizza is left, and the frog stays."""
-    from vision_sae.assets.judge import Judge
+def few_prompts(folder: Path) -> Path:
+    """Pizzas and frogs in three looks, twice."""
     from vision_sae.assets.vocabulary import ask
 
     pairs = [(o, s) for o in ("pizza", "frog") for s in ("", "neon", "sepia")] * 2
     rows = [f"{ask(o, s)},{i},{o},{s or 'plain'}" for i, (o, s) in enumerate(pairs)]
-    table = tmp_path / "prompts.csv"
+    table = folder / "prompts.csv"
     table.write_text("\n".join(["prompt,seed,object,style", *rows]))
-    plan = tmp_path / "plan"
+    return table
+
+
+@pytest.mark.slow
+def test_tuning_keeps_what_did_best_on_validation_pictures(fine: Fine, tmp_path: Path) -> None:
+    """Strength 0 removes nothing, so 1.15 must win over it."""
+    table = few_prompts(tmp_path)
+    asked = ["--concept", "object:pizza", "--prompts", table, "--out", tmp_path / "plan"]
+    tuned = ["--mode", "zero", "--strength", 0, "--tune", "strength=0,1.15", "--json"]
+    told = json.loads(fine("unlearn", "find", *asked, *tuned).stdout)
+    assert told["concept"] == "object:pizza"
+    edits = Plan.load(tmp_path / "plan").edits
+    assert [float(edit.strengths.max()) for edit in edits] == pytest.approx([1.15] * 3)
+
+
+@pytest.mark.slow
+def test_a_pizza_goes_from_the_embedded_model(fine: Fine, tmp_path: Path) -> None:
+    """find on few prompts, then pictures and a page: no pizza is left, and the frog stays."""
+    from vision_sae.assets.judge import Judge
+
+    table, plan = few_prompts(tmp_path), tmp_path / "plan"
     fine("unlearn", "find", "--concept", "object:pizza", "--prompts", table, "--out", plan)
     prompts = ["a pizza", "a pizza in neon style", "a pizza in sepia style", "a frog"]
     asked = [part for text in prompts for part in ("--prompt", text)]
