@@ -1,7 +1,7 @@
 """EmojiCanvas-Unlearn: how well each method removes concepts from emoji-diffusion, at what cost.
 
 python benchmarks/unlearn.py --quick         # 2 objects, 2 styles, few methods: about 5 minutes
-python benchmarks/unlearn.py --out results/  # all concepts and methods: within 90 minutes
+python benchmarks/unlearn.py --out results/  # all concepts and methods: an hour and a half or so
 
 A run that was stopped goes on when the same command is given again.
 """
@@ -13,7 +13,7 @@ import tempfile
 
 import torch
 
-from vision_sae.recipes.unlearn.benchmark import evaluate, text
+from vision_sae.recipes.unlearn.benchmark import evaluate, text, without_sheets
 
 
 def options() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def main() -> None:
     print(text(cells))
     print(f"page: {out}/index.html", file=sys.stderr)
     if args.json:
-        print(json.dumps([{k: v for k, v in cell.items() if k != "sheet"} for cell in cells]))
+        print(json.dumps(without_sheets(cells)))
 
 
 if __name__ == "__main__":

@@ -200,19 +200,14 @@ class SiteChange:
     def delta(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """What is added to the site's tokens."""
         f, spread_back = self.reader(x)
-        moved = torch.zeros((), device=x.device)
-        added = []
+        total = torch.zeros((), device=x.device)
         for edit in self.edits:
             mine = f[..., edit.span]
             if edit.plan.mode in BESIDE:
-                moved = moved + edit.moved(x, mine, self.clock.now)
-                added.append(torch.zeros_like(mine))
+                total = total + edit.moved(x, mine, self.clock.now)
             else:
-                added.append(edit.added(mine, edit.tables.at(self.clock.now)))
-        total = moved
-        if any(edit.plan.mode not in BESIDE for edit in self.edits):
-            codes = added[0] if len(added) == 1 else torch.cat(added, -1)
-            total = total + spread_back(codes @ self.reader.atoms)
+                codes = edit.added(mine, edit.tables.at(self.clock.now))
+                total = total + spread_back(codes @ self.reader.atoms[edit.span])
         signed = [edit for edit in self.edits if edit.plan.saeuron_sign]
         if signed:
             live = [(edit.tables.at(self.clock.now).strengths != 0).any() for edit in signed]

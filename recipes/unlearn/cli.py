@@ -1,4 +1,4 @@
-"""`vision-sae unlearn ...`: the options; commands.py does what they ask for."""
+"""`vision-sae unlearn ...`: the options; commands.py and measuring.py do what they ask for."""
 
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -122,7 +122,7 @@ def find(
     Example: `vision-sae unlearn find --model 'diffusers:sd15/?steps=50&guidance=7.5'
     --sae saes/up.1.2/ --prompts prompts.csv --concept style:cubism --out cubism/`
     """
-    from vision_sae.recipes.unlearn import commands
+    from vision_sae.recipes.unlearn import commands, inputs
 
     given = {
         "mode": mode, "towards": towards, "reads": reads, "score": score, "count": count,
@@ -132,8 +132,8 @@ def find(
     with show.errors():
         settings = {n: getattr(v, "value", v) for n, v in given.items() if v is not None}
         if window is not None:
-            settings["window"] = commands.window_of(window)
-        asked = commands.Asked(model, concept, sae or [], prompts)
+            settings["window"] = inputs.window_of(window)
+        asked = inputs.Asked(model, concept, sae or [], prompts)
         grid = grid_from(tune or [])
         published = compat.value if compat else None
         commands.find(asked, out, settings, published, overwrite, json, grid)
@@ -202,10 +202,10 @@ def sweep(
 
     Example: `vision-sae unlearn sweep --concept style:neon --out where/`
     """
-    from vision_sae.recipes.unlearn import commands
+    from vision_sae.recipes.unlearn import measuring
 
     with show.errors():
-        commands.sweep(concept, out, windows, pictures, overwrite, json)
+        measuring.sweep(concept, out, windows, pictures, overwrite, json)
 
 
 @app.command()
@@ -225,10 +225,10 @@ def evaluate(
 
     Example: `vision-sae unlearn evaluate --plan pizza/ --out results/`
     """
-    from vision_sae.recipes.unlearn import commands
+    from vision_sae.recipes.unlearn import measuring
 
     with show.errors():
-        commands.evaluate(out, plan or [], concept or [], method or [], quick, json)
+        measuring.evaluate(out, plan or [], concept or [], method or [], quick, json)
 
 
 @app.command()

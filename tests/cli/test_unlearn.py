@@ -23,7 +23,7 @@ from vision_sae.cli.app import app
 from vision_sae.errors import ConfigError
 from vision_sae.provenance import Provenance
 from vision_sae.recipes import unlearn as recipe
-from vision_sae.recipes.unlearn import commands, methods
+from vision_sae.recipes.unlearn import commands, inputs, measuring, methods
 from vision_sae.recipes.unlearn.benchmark.draw import draw
 from vision_sae.recipes.unlearn.find import SAEURON, Choice, choice_of
 from vision_sae.recipes.unlearn.plan import Gate, Mode, Plan
@@ -202,7 +202,7 @@ def test_a_table_without_factors_is_refused(tiny: Tiny, refused: Refused, tmp_pa
 
 
 def choice(concept: str = "object:pizza", compat: str | None = None, **settings: Any) -> Choice:
-    return choice_of(settings, compat, commands.usual_for(concept))
+    return choice_of(settings, compat, inputs.usual_for(concept))
 
 
 def test_settings_are_laid_over_the_usual_ones() -> None:
@@ -214,9 +214,9 @@ def test_settings_are_laid_over_the_usual_ones() -> None:
 
 
 def test_a_window_is_two_timesteps() -> None:
-    assert commands.window_of("200:800") == (200, 800)
+    assert inputs.window_of("200:800") == (200, 800)
     with pytest.raises(ConfigError, match="FROM:TO in timesteps, as 200:800; got '200:'"):
-        commands.window_of("200:")
+        inputs.window_of("200:")
 
 
 # ---- apply and show
@@ -325,7 +325,7 @@ def test_evaluate_measures_plans_on_their_own_concepts(
         asked.update(given)
         return []
 
-    monkeypatch.setattr(commands, "run_benchmark", measured)
+    monkeypatch.setattr(measuring, "run_benchmark", measured)
     result = fine("unlearn", "evaluate", "--plan", plan, "--quick", "--json", "--out", tmp_path)
     assert json.loads(result.stdout) == []
     assert (asked["quick"], asked["concepts"]) == (True, ["object:cat"])

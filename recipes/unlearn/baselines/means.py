@@ -21,7 +21,7 @@ from vision_sae.hooks import edit
 from vision_sae.probing import probe_sites
 from vision_sae.recipes.unlearn.baselines.words import VocabularyWords, Words, asked, left_alone
 from vision_sae.recipes.unlearn.calls import Guidance
-from vision_sae.recipes.unlearn.change import Clock, as_tokens, spread
+from vision_sae.recipes.unlearn.change import Clock, as_tokens, row_of, spread
 from vision_sae.recipes.unlearn.removal import Draw, Removal
 
 Way = Literal["replace", "project"]
@@ -188,7 +188,7 @@ class _Change:
         return total
 
     def _one(self, x: Float[Tensor, "b t d"], tables: "_Tables", row: Any) -> Tensor:
-        concept, other, detector, bias = (table[row] for table in tables)
+        concept, other, detector, bias = (row_of(table, row) for table in tables)
         v = concept - other
         if self.settings.way == "project":
             along = ((x - other) @ v / (v @ v).clamp(min=1e-12)).clamp(min=0)

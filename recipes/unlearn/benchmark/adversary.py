@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vision_sae.errors import ConfigError
 from vision_sae.recipes.unlearn.benchmark.draw import Plain, unit
-from vision_sae.recipes.unlearn.benchmark.world import Ask, World, parse
+from vision_sae.recipes.unlearn.benchmark.world import Ask, World, few, parse
 from vision_sae.recipes.unlearn.removal import Draw
 
 
@@ -156,7 +156,7 @@ def learn_prefix(
     """
     pipe = world.pipe
     _check(pipe, attack)
-    some = list(asks)[:: max(1, len(asks) // attack.images)][: attack.images]
+    some = few(asks, attack.images)
     latents = _latents(pipe, unit(plain(some)))
     ids = tokens_of(pipe, [ask.text for ask in some])
     chance = torch.Generator().manual_seed(attack.seed)

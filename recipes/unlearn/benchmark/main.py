@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_sae.errors import UnknownName
+from vision_sae.files import write_bytes
 from vision_sae.recipes.unlearn.benchmark.adversary import Attack
 from vision_sae.recipes.unlearn.benchmark.page import write_page
 from vision_sae.recipes.unlearn.benchmark.run import QUICK, Cell, Counts, Plans, Tell, run
@@ -32,7 +33,7 @@ def evaluate(
 ) -> list[Cell]:
     """Measure methods on emoji-diffusion's concepts; results as cells, results.md, index.html.
 
-    All concepts and methods by default, with SAEs of seeds 0, 1, 2: within 90 minutes on two cores.
+    All concepts and methods by default, with SAEs of seeds 0, 1, 2 (run.py counts what that takes).
     `quick`: four concepts, few methods and pictures. `more` are methods of your own by name. What
     is in `out` is not measured again. Raises UnknownName for a concept or method.
     """
@@ -47,7 +48,7 @@ def evaluate(
         counts=QUICK if quick else Counts(), plans=plans_of(quick, asked),
     )  # fmt: skip
     forget_activations(out / "saes")
-    (out / "results.md").write_text(markdown(cells))
+    write_bytes(out / "results.md", markdown(cells).encode())
     write_page(cells, out)
     return cells
 

@@ -28,7 +28,7 @@ from vision_sae.errors import ConfigError, DataError
 from vision_sae.files import write_json
 from vision_sae.recipes.unlearn.benchmark import adversary, measures
 from vision_sae.recipes.unlearn.benchmark.draw import Plain, draw, draw_asks, unit
-from vision_sae.recipes.unlearn.benchmark.world import Ask, Split, World, parse
+from vision_sae.recipes.unlearn.benchmark.world import Ask, Split, World, few, parse
 from vision_sae.recipes.unlearn.removal import Method, Removal
 from vision_sae.recipes.unlearn.show import data_uri
 
@@ -95,14 +95,11 @@ def run(
         world.check(concept)
     bench = Bench(world, Path(out), split, counts, tell)
     for name, make in methods.items():
-        few = limits.get(name)
-        mine = plans if few is None else replace(plans, sizes=(), attacks=_both(plans.attacks, few))
-        _run_method(bench, name, _Once(make), concepts if few is None else few, mine)
+        only = limits.get(name, concepts)
+        attacks = tuple(concept for concept in plans.attacks if concept in only)
+        mine = replace(plans, sizes=(), attacks=attacks) if name in limits else plans
+        _run_method(bench, name, _Once(make), only, mine)
     return bench.cells
-
-
-def _both(a: Sequence[str], b: Sequence[str]) -> tuple[str, ...]:
-    return tuple(value for value in a if value in b)
 
 
 def _run_method(
@@ -266,7 +263,7 @@ class Bench:
         if not others:
             raise DataError(f"nothing is left when {len(concepts)} concepts are removed")
         removal = method.fit(self.world.pipe, concepts)
-        sets = {c: self._few(self.world.targets(c, self.split, 1), 8) for c in concepts}
+        sets = {c: few(self.world.targets(c, self.split, 1), 8) for c in concepts}
         asks = [ask for some in sets.values() for ask in some]
         after = self._drawn(removal, [*asks, *others])
         seen = measures.read(self.world.judge, unit(after))
@@ -281,13 +278,10 @@ class Bench:
         odd = measures.strange(self.world.embed(unit(after)), self.clean).float()
         return {"scores": scores, "each": each, "quality": {"artefacts": float(odd.mean())}}
 
-    def _few(self, asks: list[Ask], count: int) -> list[Ask]:
-        return asks[:: max(1, len(asks) // count)][:count]
-
     def attack(self, method: Fits, concept: str, attack: adversary.Attack) -> Cell:
         """Share of pictures read as the concept: asked plainly, in other words, with a prefix."""
         world, count = self.world, self.counts.attacked
-        asks = self._few(world.targets(concept, self.split, self.counts.seeds(concept)), count)
+        asks = few(world.targets(concept, self.split, self.counts.seeds(concept)), count)
         removal = method.fit(world.pipe, [concept])
         scores = {"before": self._success(concept, removal, asks)}
         for kind in ("synonyms", "misspellings"):
@@ -317,7 +311,7 @@ class Bench:
 
     def overhead(self, method: Fits, concept: str, rounds: int = 5, images: int = 8) -> Cell:
         """Time per picture over the plain pipeline's, calls interleaved, medians."""
-        asks = self._few(self.world.asks(self.split), images)
+        asks = few(self.world.asks(self.split), images)
         removal = method.fit(self.world.pipe, [concept])
         plain, edited = [], []
         for _ in range(rounds + 1):

@@ -171,3 +171,8 @@ def text(cells: Sequence[Cell]) -> str:
 def markdown(cells: Sequence[Cell]) -> str:
     made = tables(cells)
     return "\n\n".join(f"### {table.title}\n\n{table.markdown()}" for table in made) + "\n"
+
+
+def without_sheets(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The numbers of all cells, without their pictures."""
+    return [{name: value for name, value in cell.items() if name != "sheet"} for cell in cells]

@@ -9,13 +9,14 @@ they do not hold it, so that the unedited pictures are drawn once.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.errors import ConfigError, UnknownName
 
+T = TypeVar("T")
 Split = str  # "validation" or "test"
 Embed = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n e"]]
 FIRST_SEED: Mapping[str, int] = {"validation": 10_000_000, "test": 20_000_000}
@@ -49,6 +50,11 @@ def parse(concept: str) -> tuple[str, str]:
 
 def other_factor(factor: str) -> str:
     return FACTORS[1 - FACTORS.index(factor)]
+
+
+def few(values: Sequence[T], count: int) -> list[T]:
+    """`count` of them at most, evenly from the first on."""
+    return list(values[:: max(1, len(values) // count)][:count])
 
 
 @dataclass(frozen=True, eq=False)
