@@ -42,7 +42,7 @@ class Transport(NamedTuple):
     write: Float[Tensor, "m d"]
     shift: Float[Tensor, "T d"]
     codes: Float[Tensor, "n T s"]  # token means under the concept's prompts, for detectors
-    explained: float  # share of the difference's variance
+    explained: float  # share of the difference's square
 
 
 def pairs_of(prompts: Sequence[Labelled], concept: str, towards: str) -> list[Pair]:
