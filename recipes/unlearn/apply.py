@@ -14,7 +14,7 @@ from vision_sae.errors import ConfigError, MismatchError
 from vision_sae.hooks import edit as edited
 from vision_sae.recipes.unlearn.calls import Guidance
 from vision_sae.recipes.unlearn.change import Clock, SiteChange
-from vision_sae.recipes.unlearn.plan import Plan
+from vision_sae.recipes.unlearn.plan import Plan, SiteEdit
 from vision_sae.recipes.unlearn.removal import Removal
 from vision_sae.sae import SAE
 
@@ -62,19 +62,19 @@ def site_changes(
     """For each site the change that joins all edits there."""
     device = next(denoiser.parameters()).device
     clock, guided = Clock(denoiser), Guidance(pipe)
-    by_site: dict[str, list[Any]] = {}
-    for plan in plans:
+    by_site: dict[str, list[tuple[int, SiteEdit]]] = {}
+    for i, plan in enumerate(plans):
         for edit in plan.edits:
-            by_site.setdefault(edit.site, []).append(edit)
-    for site, edits in by_site.items():
+            by_site.setdefault(edit.site, []).append((i, edit))
+    changes = {}
+    for site, some in by_site.items():
+        owners, edits = zip(*some, strict=True)
         _check_half(denoiser, edits)
         if any(edit.readout is None or edit.saeuron_sign for edit in edits):
             for edit in edits:  # the whole SAE reads for all of them
                 _check_sae(edit, saes.get(site))
-    return {
-        site: SiteChange(edits, clock, guided, saes.get(site), device)
-        for site, edits in by_site.items()
-    }
+        changes[site] = SiteChange(edits, clock, guided, saes.get(site), device, owners)
+    return changes
 
 
 def _listed(plans: Plans) -> Sequence[Plan | str | Path]:

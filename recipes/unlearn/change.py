@@ -24,11 +24,15 @@ BESIDE = ("patches", "transport")  # modes that change tokens, not codes
 
 
 class Clock:
-    """The timestep of the denoiser's current call, as the row of a table."""
+    """The denoiser's current call: its timestep as the row of a table, and the gates seen open.
+
+    `seen` has for each plan whether its image gate was open, [b], at a site of this call.
+    """
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.factor = LAST if kind_of(denoiser) == "FluxTransformer2DModel" else 1
         self.now: Any = 0
+        self.seen: dict[int, Tensor] = {}
 
     @contextmanager
     def following(self, denoiser: nn.Module) -> Iterator[None]:
@@ -40,7 +44,7 @@ class Clock:
 
     def _note(self, module: Any, args: Any, kwargs: Any) -> None:
         time = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        self.now = self._row(time)
+        self.now, self.seen = self._row(time), {}
 
     def _row(self, time: Any) -> Any:
         """A number where that needs no wait, else a tensor on the device."""
@@ -50,6 +54,19 @@ class Clock:
         if first.device.type == "cpu":
             return min(round(float(first) * self.factor), LAST)
         return (first.float() * self.factor).round().long().clamp(0, LAST)
+
+
+class Seen(NamedTuple):
+    """One plan's image gates in the denoiser's current call."""
+
+    clock: Clock
+    plan: int
+
+    def __call__(self, found: Bool[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        """Where the gate is open here or was open at an earlier site."""
+        before = self.clock.seen.get(self.plan)
+        self.clock.seen[self.plan] = found if before is None else found | before
+        return self.clock.seen[self.plan]
 
 
 class Tables(NamedTuple):
@@ -100,8 +117,8 @@ def spread(table: Float[Tensor, "T m"], timesteps: Int[Tensor, " T"]) -> Float[T
 class _Edit:
     """One edit with its tables, and where its codes stand among those that the site reads."""
 
-    def __init__(self, edit: SiteEdit, first: int, device: torch.device) -> None:
-        self.plan, self.tables = edit, Tables.of(edit, device)
+    def __init__(self, edit: SiteEdit, first: int, seen: Seen, device: torch.device) -> None:
+        self.plan, self.tables, self.seen = edit, Tables.of(edit, device), seen
         self.span = slice(first, first + len(edit.latents))
         if edit.write is not None and edit.shift is not None:
             self.write = edit.write.float().to(device)
@@ -112,13 +129,17 @@ class _Edit:
         """1 where the edit acts, shaped to fit [b t m]."""
         gate: Tensor | float = 1.0
         if "image" in self.needs:
-            found = f.mean(1) @ now.detector + now.bias  # [b]
-            gate = (found > 0).to(f.dtype)[:, None, None]
+            gate = self.image(f, now).to(f.dtype)[:, None, None]
         if "threshold" in self.needs:
             gate = gate * (f > now.theta)
         if "mask" in self.needs:
             gate = gate * self.mask(f, now)[..., None]
         return gate
+
+    def image(self, f: Float[Tensor, "b t m"], now: Tables) -> Bool[Tensor, " b"]:
+        """The detector, or that of an earlier site: what was removed there is not seen here."""
+        found = f.mean(1) @ now.detector + now.bias > 0
+        return self.seen(found)
 
     def mask(self, f: Float[Tensor, "b t m"], now: Tables) -> Bool[Tensor, "b t"]:
         """Positions where any edited latent is above its threshold."""
@@ -178,11 +199,13 @@ class SiteChange:
         guided: Guidance,
         sae: SAE | None,
         device: torch.device,
+        plans: Sequence[int] | None = None,
     ) -> None:
+        """`plans` says to which plan each edit belongs; without it each is a plan's only one."""
         self.clock, self.guided, self.half = clock, guided, _one_half(edits)
         self.edits, first = [], 0
-        for edit in edits:
-            self.edits.append(_Edit(edit, first, device))
+        for edit, plan in zip(edits, plans or range(len(edits)), strict=True):
+            self.edits.append(_Edit(edit, first, Seen(clock, plan), device))
             first += len(edit.latents)
         self.reader = _reader(edits, sae, device)
 

@@ -230,7 +230,7 @@ def test_patches_move_detected_positions_to_others_of_the_same_map() -> None:
 
 class _At(Clock):
     def __init__(self, now: int) -> None:
-        self.now = now
+        self.now, self.seen = now, {}
 
 
 def test_the_published_sign_of_the_error(pipe: Any) -> None:

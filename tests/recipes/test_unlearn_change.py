@@ -30,7 +30,7 @@ pytest.importorskip("diffusers")
 
 class At(Clock):
     def __init__(self, now: Any) -> None:
-        self.now = now
+        self.now, self.seen = now, {}
 
 
 class Guided(Guidance):

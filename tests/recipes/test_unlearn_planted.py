@@ -109,14 +109,8 @@ def left(plant: Plant, plan: Plan) -> tuple[float, float]:
     return float(share), float((others_after - others).norm() / others.norm())
 
 
-# the second site's gate also reads what the first site's plant does there, and that is gone
-FRAGILE = pytest.mark.xfail(reason="gates of later sites are fitted on unedited samplings")
-
-
-@pytest.mark.parametrize(
-    ("count", "where"),
-    [(1, "image"), (2, "threshold"), pytest.param(2, "image", marks=FRAGILE)],
-)
+@pytest.mark.parametrize("where", ["image", "threshold"])
+@pytest.mark.parametrize("count", [1, 2])
 def test_the_planted_concept_is_found_and_removed(count: int, where: str) -> None:
     plant, adapter, saes = planted(count)
     plan = find(adapter, saes, PROMPTS, "object:z", where=where, **ONE)
