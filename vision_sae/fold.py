@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vision_sae.errors import ConfigError
+from vision_sae.families import JumpReLU
 from vision_sae.sae import SAE
 
 
@@ -65,15 +66,40 @@ def untie(sae: SAE) -> None:
 def fold_norms(sae: SAE) -> None:
     """Give every atom unit norm, without changing which latents are active or what they add.
 
-    Codes come out times the norms. Raises ConfigError where that would change the choice: a family
-    in which latents compete by z alone.
+    Codes come out times the norms. Raises ConfigError, and changes nothing, where that would change
+    the choice: a family in which latents compete by z alone. A BatchTopK SAE of that kind can be
+    folded after `fold_threshold`.
     """
     if sae.config.sparsity.kind == "mp":
         return  # unit by definition
-    untie(sae)
     norms = sae.W_dec.norm(dim=1).clamp(min=1e-12)
     sae.config.sparsity.fold_norms(sae, norms)
+    untie(sae)
     sae.W_dec.div_(norms[:, None])
     sae.W_enc.mul_(norms[:, None])
     sae.b_enc.mul_(norms)
     sae.config = sae.config.model_copy(update={"rescale": False, "atoms": "unit"})
+
+
+@torch.no_grad()
+def fold_threshold(sae: SAE) -> None:
+    """Turn a BatchTopK SAE into the JumpReLU SAE that it is at inference, codes and all.
+
+    It has a threshold per latent, which can follow the norms of free atoms (`fold_norms`); k, and
+    with it the choice within a batch, is gone. Raises ConfigError without a threshold.
+    """
+    theta = thresholds(sae)
+    del sae.threshold, sae.threshold_ema
+    sae.config = sae.config.model_copy(update={"sparsity": JumpReLU(), "rescale": False})
+    sae.thresholds = nn.Parameter(theta)
+
+
+@torch.no_grad()
+def thresholds(sae: SAE) -> Float[Tensor, " s"]:
+    """What z of each latent must exceed, of a JumpReLU or BatchTopK SAE. Raises ConfigError."""
+    family = sae.config.sparsity
+    if isinstance(family, JumpReLU):
+        return family.floor(sae).clone()
+    theta = sae.inference_threshold().clamp(min=0).expand(sae.config.s)
+    norms = sae.competing_norms()
+    return theta.clone() if norms is None else theta / norms.clamp(min=1e-8)

@@ -104,6 +104,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "topk-constant_norm": {"k": 3, "rows": "constant_norm"},
     "topk-layer_norm": {"k": 3, "rows": "layer_norm"},
     "batchtopk": {"family": "batchtopk", "k": 3},
+    "batchtopk-unit": {"family": "batchtopk", "k": 3, "atoms": "unit"},
     "batchtopk-competing": {"family": "batchtopk", "k": 3, **COMPETING},
     "batchtopk-prefix": {"family": "batchtopk", "k": 3, "nest": NESTS["prefix"]},
     "batchtopk-transcoder": {"family": "batchtopk", "k": 3, "d_out": OUT, "rescale": True},

@@ -41,6 +41,17 @@ def test_the_threshold_to_use_is_chosen_on_loading(tmp_path: Path) -> None:
     assert float(load(tmp_path / "sae", threshold="running").inference_threshold()) == 0.75
 
 
+def test_an_sae_keeps_the_atoms_it_was_saved_with(tmp_path: Path) -> None:
+    """Whatever is usual for its family today; what does not say has unit atoms."""
+    for atoms in ("unit", "free"):
+        save(SAE(SAEConfig.of(4, 8, "batchtopk", 2, atoms=atoms)), tmp_path / atoms)
+        written = json.loads((tmp_path / atoms / "config.json").read_text())
+        assert written["sae"]["atoms"] == load(tmp_path / atoms).config.atoms == atoms
+        del written["sae"]["atoms"]
+        (tmp_path / atoms / "config.json").write_text(json.dumps(written))
+        assert load(tmp_path / atoms).config.atoms == "unit"
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     save(SAE(SAEConfig.of(4, 8, "topk", 2)), tmp_path / "sae")

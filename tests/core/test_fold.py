@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vision_sae.errors import ConfigError
-from vision_sae.fold import fold_norms, fold_scale, untie
+from vision_sae.fold import fold_norms, fold_scale, fold_threshold, untie
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.train.inputs import Inputs, whitening
 
@@ -95,7 +95,7 @@ def test_norms_go_from_the_atoms_to_the_codes(case: Any) -> None:
     assert SAEConfig.model_validate_json(sae.config.model_dump_json()) == sae.config
 
 
-@pytest.mark.parametrize("case", ["topk", "batchtopk", "abstopk", "groupmax"], indirect=True)
+@pytest.mark.parametrize("case", ["topk", "batchtopk-unit", "abstopk", "groupmax"], indirect=True)
 def test_equal_norms_can_always_be_folded(case: Any) -> None:
     """All atoms three times as long: nobody else wins, and thresholds follow."""
     sae, x = case.sae().eval(), case.rows()
@@ -104,6 +104,55 @@ def test_equal_norms_can_always_be_folded(case: Any) -> None:
     want = sae(x).x_hat
     fold_norms(sae)
     close(sae(x).x_hat, want)
+
+
+BATCHED = ["batchtopk", "batchtopk-unit", "batchtopk-prefix", "batchtopk-competing"]
+
+
+@pytest.mark.parametrize("choice", ["calibrated", "running"])
+@pytest.mark.parametrize("case", [*BATCHED, "batchtopk-transcoder"], indirect=True)
+def test_a_batchtopk_is_a_jumprelu_whose_norms_can_be_folded(case: Any, choice: Any) -> None:
+    sae, x = case.sae().eval(), case.rows()
+    sae.threshold_choice = choice
+    want, codes, norms = sae(x).x_hat, dense(sae, x), sae.W_dec.norm(dim=1).clone()
+    assert 0 < int((codes != 0).sum()) < int((sae.pre_activations(x) > 0).sum())
+    fold_threshold(sae)
+    assert torch.equal(dense(sae, x) != 0, codes != 0)
+    close(dense(sae, x), codes)
+    again = SAE(SAEConfig.model_validate_json(sae.config.model_dump_json())).double().eval()
+    again.load_state_dict(sae.state_dict())
+    fold_norms(again)
+    close(again(x).x_hat, want)
+    close(dense(again, x), codes * norms)
+    close(again.W_dec.norm(dim=1), torch.ones_like(norms))
+
+
+def test_without_a_threshold_there_is_no_jumprelu() -> None:
+    sae = SAE(SAEConfig.of(4, 8, "batchtopk", 2))
+    with pytest.raises(ConfigError, match="no inference threshold yet"):
+        fold_threshold(sae)
+    assert sae.threshold.isnan()
+
+
+@pytest.mark.parametrize("case", ["batchtopk-unit", "batchtopk-competing"], indirect=True)
+def test_a_batch_keeps_its_winners_when_norms_are_folded(case: Any) -> None:
+    sae, x = case.sae().train(), case.rows()
+    z = sae.pre_activations(x)
+    before = dense(sae, x)
+    by_z = z.flatten().topk(case.config.sparsity.k * len(x)).indices.sort().values
+    fold_norms(sae)
+    winners = before.flatten().nonzero()[:, 0]
+    assert torch.equal(dense(sae, x).flatten().nonzero()[:, 0], winners)
+    assert torch.equal(by_z, winners) != case.config.rescale  # else norms did not matter
+
+
+def test_a_refusal_leaves_tied_weights_tied() -> None:
+    sae = SAE(SAEConfig.of(4, 8, "batchtopk", 2, tied=True, atoms="free"))
+    with torch.no_grad():
+        sae.W_enc[0] *= 2
+    with pytest.raises(ConfigError, match="fold_threshold first makes it a JumpReLU"):
+        fold_norms(sae)
+    assert sae.config.tied and sae.W_dec is sae.W_enc
 
 
 def test_untied_weights_part() -> None:

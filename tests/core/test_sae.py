@@ -108,6 +108,27 @@ def test_a_transcoder_starts_at_zero_and_does_not_centre() -> None:
     assert torch.equal(sae.read(x), x) and torch.equal(sae(x).x_hat, torch.full((5, 3), 2.0))
 
 
+@pytest.mark.parametrize(
+    ("options", "atoms"),
+    [
+        ({}, "free"),
+        ({"nest": {"kind": "prefix"}}, "free"),
+        ({"atoms": "unit"}, "unit"),
+        ({"tied": True}, "unit"),
+        ({"rescale": True}, "unit"),
+        ({"rescale": True, "atoms": "free"}, "free"),
+        ({"d_out": 3}, "free"),
+    ],
+)
+def test_atoms_of_a_batchtopk_are_free_unless_their_norm_is_spoken_for(
+    options: dict[str, Any], atoms: str
+) -> None:
+    config = SAEConfig.of(6, 12, "batchtopk", 2, **options)
+    assert config.atoms == atoms and config.tied == options.get("tied", False)
+    assert config.rescale == options.get("rescale", False)
+    assert SAEConfig.of(6, 12, "topk", 2).atoms == "unit"
+
+
 @pytest.mark.parametrize("options", [{"atoms": "unit"}, {"rescale": True}])
 def test_a_transcoder_whose_atoms_have_a_norm_to_keep_starts_with_it(
     options: dict[str, Any],

@@ -13,6 +13,7 @@ from vision_sae import families
 from vision_sae.dictionary import Archetypal
 from vision_sae.errors import CheckpointError, DataError, OutputExists
 from vision_sae.families import Family
+from vision_sae.fold import fold_norms
 from vision_sae.interop import detect, load, saelens
 from vision_sae.nest import Prefixes
 from vision_sae.provenance import Provenance
@@ -76,6 +77,22 @@ def test_what_is_written_is_read_back(kind: str, random_sae: Make, tmp_path: Pat
     torch.testing.assert_close(again_codes.to_dense(), codes, rtol=0, atol=1e-5)
     torch.testing.assert_close(again, x_hat, rtol=0, atol=1e-5)
     assert (codes != 0).any()
+
+
+@pytest.mark.parametrize("kind", ["batchtopk", "batchtopk-rescale", "batchtopk-skip-transcoder"])
+def test_a_batchtopk_comes_back_with_thresholds_that_follow_folded_norms(
+    kind: str, random_sae: Make, tmp_path: Path
+) -> None:
+    sae, _ = built(kind, random_sae)
+    saelens.write(sae, tmp_path / "sae")
+    again = load(tmp_path / "sae")
+    x = torch.randn(12, 8, generator=torch.Generator().manual_seed(5))
+    codes, norms = sae(x).codes.to_dense(), sae.W_dec.detach().norm(dim=1)
+    fold_norms(again)
+    folded = again(x)
+    torch.testing.assert_close(folded.codes.to_dense(), codes * norms, rtol=0, atol=1e-5)
+    torch.testing.assert_close(folded.x_hat, sae(x).x_hat, rtol=0, atol=1e-5)
+    assert float(norms.max() / norms.min()) > 1.5 and bool((codes != 0).any())
 
 
 @pytest.mark.peers

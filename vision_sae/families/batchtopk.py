@@ -9,7 +9,7 @@ from torch import Tensor
 from vision_sae import select
 from vision_sae.codes import AnyCodes, Support
 from vision_sae.errors import ConfigError, DataError
-from vision_sae.families.topk import _K
+from vision_sae.families.topk import _K, needs_competing_norms
 from vision_sae.select import Product
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ class BatchTopK(_K):
     """The k*n largest of each training batch, rectified (Bussmann et al. 2024, arXiv 2412.06410).
 
     At inference every row is read alone, against one threshold: the calibrated one (mean L0 of k
-    on held-out rows) or the running average of the smallest kept value; both are stored.
+    on held-out rows) or the running average of the smallest kept value; both are stored. Atoms are
+    free by default, and latents compete by z alone: see SAEConfig for what that is worth.
     """
 
     kind: Literal["batchtopk"] = "batchtopk"
@@ -38,7 +39,8 @@ class BatchTopK(_K):
         sae.threshold_ema.div_(factor)
 
     def fold_norms(self, sae: "SAE", norms: Tensor) -> None:
-        super().fold_norms(sae, norms)
+        """Raises ConfigError for free atoms without `rescale`: one threshold cannot follow."""
+        needs_competing_norms(self, sae, norms, hint="; fold_threshold first makes it a JumpReLU")
         if not sae.config.rescale:  # the norms are all the same, and the threshold was on z
             sae.threshold.mul_(norms[0])
             sae.threshold_ema.mul_(norms[0])

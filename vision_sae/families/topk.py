@@ -34,12 +34,12 @@ class _K(Family):
         return self.k + round((self.anneal_from - self.k) * left)
 
 
-def needs_competing_norms(family: Family, sae: "SAE", norms: Tensor) -> None:
+def needs_competing_norms(family: Family, sae: "SAE", norms: Tensor, hint: str = "") -> None:
     """Raises ConfigError when unit norms would change which latents win."""
     if not sae.config.rescale and bool(((norms - norms[0]).abs() > 1e-6 * norms[0]).any()):
         raise ConfigError(
             f"the norms of a {family.kind} SAE cannot be folded: its latents compete by z alone "
-            "(rescale=False), so other atoms would be chosen"
+            f"(rescale=False), so other atoms would be chosen{hint}"
         )
 
 

@@ -3,7 +3,7 @@
 | ours | there |
 | --- | --- |
 | relu, panneal | standard, transcoder, skip_transcoder |
-| jumprelu, batchtopk (one threshold for all latents) | jumprelu and its two transcoders |
+| jumprelu, batchtopk (its threshold for each latent) | jumprelu and its two transcoders |
 | gated, topk, abstopk, mp | gated, topk, abstopk, matching_pursuit |
 
 Codes there are ours, except those of a top-k family with `rescale`: SAELens reports z times the
@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.errors import CheckpointError, ConfigError, DataError, claim_folder
-from vision_sae.families import JumpReLU, MatchingPursuit
+from vision_sae.families import MatchingPursuit
 from vision_sae.files import write_json, write_tensors
-from vision_sae.fold import fold_norms
+from vision_sae.fold import fold_norms, thresholds
 from vision_sae.sae import SAE
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
@@ -117,16 +117,10 @@ def _tensors(sae: SAE, architecture: str) -> tuple[dict[str, Tensor], dict[str, 
 
 def _threshold(sae: SAE) -> Float[Tensor, " s"]:
     """On z, also where the threshold is compared with z times the atom's norm."""
-    family = sae.config.sparsity
-    if isinstance(family, JumpReLU):
-        theta = family.floor(sae)
-    else:
-        try:
-            theta = sae.inference_threshold().clamp(min=0).expand(sae.config.s)
-        except ConfigError as error:
-            raise CheckpointError(f"SAELens needs a threshold: {error}") from None
-    norms = sae.competing_norms()
-    return theta.clone() if norms is None else theta / norms.clamp(min=1e-8)
+    try:
+        return thresholds(sae)
+    except ConfigError as error:
+        raise CheckpointError(f"SAELens needs a threshold: {error}") from None
 
 
 def _pursuit(sae: SAE) -> dict[str, Any]:
