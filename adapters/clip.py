@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vision_sae.adapter import on_device
 from vision_sae.adapters.base import ModuleAdapter, Transform
 from vision_sae.adapters.loading import FAILURES, first_line
 from vision_sae.adapters.texts import Tokenize, on_first_use
 from vision_sae.errors import ConfigError, DataError, UnknownName, require
-from vision_sae.hooks import inference
+from vision_sae.model.adapter import on_device
+from vision_sae.model.hooks import inference
 
 
 class ClipAdapter(ModuleAdapter):

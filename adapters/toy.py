@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vision_sae.adapters.base import ModuleAdapter
 from vision_sae.errors import ConfigError
-from vision_sae.hooks import inference
+from vision_sae.model.hooks import inference
 
 SIZE, PATCH, WIDTH = 16, 4, 24
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vision_sae.adapter import on_device
 from vision_sae.adapters.base import ModuleAdapter
 from vision_sae.adapters.texts import Tokenize, on_first_use
 from vision_sae.adapters.transformers_files import (
@@ -21,7 +20,8 @@ from vision_sae.adapters.transformers_files import (
 )
 from vision_sae.adapters.transformers_text import fixed_length
 from vision_sae.errors import ConfigError
-from vision_sae.hooks import inference
+from vision_sae.model.adapter import on_device
+from vision_sae.model.hooks import inference
 
 # parameters that stand before the patches in the sequence of tokens
 PREFIXES = ("class_embedding", "cls_token", "distillation_token", "register_tokens")

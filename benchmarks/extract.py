@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.data import open_data
 from vision_sae.data.decode import decoded
 from vision_sae.extract import activations_of, extract, read_of
-from vision_sae.hooks import inference
+from vision_sae.model.adapter import Adapter, load_adapter
+from vision_sae.model.hooks import inference
 
 CASES = [  # model, a site in the middle, the last site, images, batch
     ("emoji-clip", "visual.transformer.resblocks.2", "visual.transformer.resblocks.5", 2560, 256),
@@ -139,7 +139,7 @@ def peak_memory(images: int) -> float:
     """MB, of a process that extracts so many images of the toy model."""
     code = (
         "import sys, tempfile; sys.path.insert(0, sys.argv[1]); import extract as e;"
-        "from vision_sae.adapter import load_adapter;"
+        "from vision_sae.model.adapter import load_adapter;"
         "source = e.Slice('emoji-canvas', 100, in_memory=False);"
         f"source._items = source._items * {images // 100}; source.images = {images};"
         "e.extract(load_adapter('toy'), source, 'blocks.0', tempfile.mkdtemp(), "

@@ -7,7 +7,7 @@ python benchmarks/synthetic.py --peers --features 512  # SAELens too, on the sam
 
 Sparsity coefficients are searched on a world of their own for the target L0, and never for a score;
 what is reported is the mean over other worlds. MCC, F1 (over latents) and uniqueness are SAELens'
-definitions, see vision_sae.recovery.Recovery. --full has the sizes, frequencies, trees and
+definitions, see vision_sae.measures.recovery.Recovery. --full has the sizes, frequencies, trees and
 correlations of SynthSAEBench-16k, but not its orthogonalised directions nor children that scale
 with their parents: numbers are near its table, not comparable to the third digit.
 """
@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from saelens import PEERS, Peer
 
-from vision_sae.metrics import evaluate
-from vision_sae.recovery import recovery
+from vision_sae.measures.metrics import evaluate
+from vision_sae.measures.recovery import recovery
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.synthetic import Synthetic, SyntheticConfig
 from vision_sae.train import TrainConfig, train

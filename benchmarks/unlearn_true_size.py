@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vision_sae.adapter import fingerprint
+from vision_sae.model.adapter import fingerprint
 from vision_sae.recipes.unlearn.apply import site_changes, unlearn
 from vision_sae.recipes.unlearn.plan import Plan, SiteEdit, sample_of, schedule_of
 from vision_sae.recipes.unlearn.readout import Readout

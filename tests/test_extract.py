@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vision_sae.adapter import Adapter, fingerprint
 from vision_sae.adapters.base import ModuleAdapter
 from vision_sae.adapters.toy import ToyAdapter, to_input
 from vision_sae.data import open_data
 from vision_sae.errors import ConfigError, DataError, StoreError, UnknownName
 from vision_sae.extract import extract
-from vision_sae.hooks import capture
-from vision_sae.probing import probe_site
-from vision_sae.sites import select_tokens, to_tokens
+from vision_sae.model.adapter import Adapter, fingerprint
+from vision_sae.model.hooks import capture
+from vision_sae.model.probing import probe_site
+from vision_sae.model.sites import select_tokens, to_tokens
 from vision_sae.store import Store, StoreIndex, StoreWriter
 
 IMAGES, SITE = 12, "blocks.0"

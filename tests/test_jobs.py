@@ -13,8 +13,8 @@ from vision_sae import checkpoint
 from vision_sae.adapters.toy import WIDTH, ToyAdapter
 from vision_sae.errors import CheckpointError, DataError, OutputExists, StoreError
 from vision_sae.jobs import name_sae, pictures, train_store
-from vision_sae.latents import scan
 from vision_sae.logs import read_metrics
+from vision_sae.measures.latents import scan
 from vision_sae.provenance import Provenance
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import Row, Store, StoreIndex, StoreWriter

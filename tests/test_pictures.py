@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vision_sae.adapter import load_adapter
 from vision_sae.data import open_data
 from vision_sae.errors import DataError
 from vision_sae.extract import extract
 from vision_sae.jobs import pictures
+from vision_sae.model.adapter import load_adapter
 from vision_sae.store import Store
 
 

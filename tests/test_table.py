@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vision_sae import plugins
-from vision_sae.adapter import load_adapter
-from vision_sae.probing import all_sites
+from vision_sae.model.adapter import load_adapter
+from vision_sae.model.probing import all_sites
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 ROWS = [

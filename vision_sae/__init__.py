@@ -7,12 +7,9 @@ vs.extract(model, vs.open_data("emoji-canvas"), "visual.transformer.resblocks.4"
 sae = vs.train_store(vs.Store("acts"), "sae", family="topk", k=16, expansion=16)
 """
 
-from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.checkpoint import load, save
-from vision_sae.codes import Codes
 from vision_sae.data import open_data
 from vision_sae.extract import extract
-from vision_sae.hooks import capture, edit
 from vision_sae.jobs import (
     detect_factors,
     extract_to,
@@ -25,11 +22,14 @@ from vision_sae.jobs import (
     train_store,
     train_sweep,
 )
-from vision_sae.latents import scan
-from vision_sae.metrics import Metrics, evaluate
+from vision_sae.measures.latents import scan
+from vision_sae.measures.metrics import Metrics, evaluate
+from vision_sae.model.adapter import Adapter, load_adapter
+from vision_sae.model.hooks import capture, edit
+from vision_sae.model.sites import Site
 from vision_sae.report import write_report
 from vision_sae.sae import SAE, SAEConfig
-from vision_sae.sites import Site
+from vision_sae.sparse.codes import Codes
 from vision_sae.store import MemoryStore, Store
 from vision_sae.stream import Stream
 from vision_sae.train import TrainConfig, train

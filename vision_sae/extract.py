@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vision_sae.adapter import Adapter, StepAdapter, fingerprint, on_device
 from vision_sae.data import ImageSource
 from vision_sae.data.decode import Decoded, decoded, first_image
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.files import check_space
-from vision_sae.hooks import capture, inference
+from vision_sae.model.adapter import Adapter, StepAdapter, fingerprint, on_device
+from vision_sae.model.hooks import capture, inference
+from vision_sae.model.probing import probe_sites
+from vision_sae.model.sites import Site, select_tokens, to_tokens
 from vision_sae.parallel import ALONE, Group
-from vision_sae.probing import probe_sites
 from vision_sae.provenance import Provenance, Tokens
-from vision_sae.sites import Site, select_tokens, to_tokens
 from vision_sae.store import Row, StoreIndex, StoreWriter
 from vision_sae.store.index import DType
 from vision_sae.store.writer import SHARD_BYTES

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vision_sae import kernels, nest, select, sharded
-from vision_sae.codes import AnyCodes, Codes, DenseCodes
+from vision_sae import nest, sharded
 from vision_sae.families.base import DENSE_FROM
 from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE
-from vision_sae.select import Product
+from vision_sae.sparse import kernels, select
+from vision_sae.sparse.codes import AnyCodes, Codes, DenseCodes
+from vision_sae.sparse.select import Product
 
 
 @dataclass

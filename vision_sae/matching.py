@@ -1,7 +1,7 @@
 """SAEs, stores and models that do not belong together are refused."""
 
-from vision_sae.adapter import Adapter, fingerprint
 from vision_sae.errors import MismatchError
+from vision_sae.model.adapter import Adapter, fingerprint
 from vision_sae.sae import SAE
 from vision_sae.store import Store
 

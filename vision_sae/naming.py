@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.errors import DataError
-from vision_sae.latents import ImageCodes
+from vision_sae.measures.latents import ImageCodes
 
 
 @dataclass(frozen=True)

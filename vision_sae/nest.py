@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from vision_sae import kernels
-from vision_sae.codes import AnyCodes, Codes, Support
 from vision_sae.config import Frozen
+from vision_sae.sparse import kernels
+from vision_sae.sparse.codes import AnyCodes, Codes, Support
 
 
 class _Nest(Frozen):

@@ -14,8 +14,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, mo
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from vision_sae import families, kernels
-from vision_sae.codes import AnyCodes, Codes
+from vision_sae import families
 from vision_sae.config import Frozen, plain_error
 from vision_sae.dictionary import Archetypal, Archetypes
 from vision_sae.errors import ConfigError, DataError
@@ -24,6 +23,8 @@ from vision_sae.nest import Nest
 from vision_sae.parallel import ALONE, Group
 from vision_sae.provenance import Provenance
 from vision_sae.rows import RowNorm, RowTreatment, treat_rows
+from vision_sae.sparse import kernels
+from vision_sae.sparse.codes import AnyCodes, Codes
 
 Sparsity = Annotated[SerializeAsAny[Family], BeforeValidator(families.parse)]
 

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vision_sae.codes import Support
 from vision_sae.errors import ConfigError
 from vision_sae.parallel import Group
-from vision_sae.select import Product
+from vision_sae.sparse.codes import Support
+from vision_sae.sparse.select import Product
 
 if TYPE_CHECKING:
     from vision_sae.sae import SAE, SAEConfig

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae.adapter import Adapter
 from vision_sae.data import ImageSource
 from vision_sae.data.decode import Decoded, decoded
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.extract import activations_of, describe, read_of
+from vision_sae.model.adapter import Adapter
 from vision_sae.provenance import Provenance, Tokens
 from vision_sae.store.index import DTYPES, DType
 from vision_sae.store.prefetch import prefetched

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vision_sae.adapter import load_adapter
 from vision_sae.assets.builders.emoji_clip import all_names
 from vision_sae.assets.canvas import augment, emoji_canvas
-from vision_sae.hooks import inference
+from vision_sae.model.adapter import load_adapter
+from vision_sae.model.hooks import inference
 
 SEED = 12345  # of the augmentations measured; training draws from other seeds
 

@@ -15,13 +15,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vision_sae.adapter import load_adapter
 from vision_sae.assets.judge import Judge
 from vision_sae.assets.models import emoji_diffusion_pipe, emoji_diffusion_saes
 from vision_sae.assets.vocabulary import OBJECTS, STYLES, ask
 from vision_sae.data.prompts import Prompt
 from vision_sae.extract import Reading, activations_of
-from vision_sae.probing import probe_sites
+from vision_sae.model.adapter import load_adapter
+from vision_sae.model.probing import probe_sites
 from vision_sae.recipes.unlearn.benchmark.draw import draw, unit
 
 LOOKS = ("", *STYLES)

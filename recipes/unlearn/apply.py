@@ -8,10 +8,10 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from vision_sae.adapter import fingerprint
 from vision_sae.adapters.diffusion_inputs import denoiser_of, kind_of
 from vision_sae.errors import ConfigError, MismatchError
-from vision_sae.hooks import edit as edited
+from vision_sae.model.adapter import fingerprint
+from vision_sae.model.hooks import edit as edited
 from vision_sae.recipes.unlearn.calls import Guidance
 from vision_sae.recipes.unlearn.change import Clock, SiteChange
 from vision_sae.recipes.unlearn.plan import Plan, SiteEdit

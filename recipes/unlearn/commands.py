@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vision_sae.adapter import load_adapter
 from vision_sae.cli import show
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, OutputExists, claim_folder, require
 from vision_sae.files import write_bytes, write_json
+from vision_sae.model.adapter import load_adapter
 from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.apply import unlearn
 from vision_sae.recipes.unlearn.benchmark.draw import draw

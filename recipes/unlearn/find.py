@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vision_sae.adapter import fingerprint
 from vision_sae.errors import ConfigError, DataError, UnknownName
+from vision_sae.model.adapter import fingerprint
 from vision_sae.recipes.unlearn import detect
 from vision_sae.recipes.unlearn.plan import (
     Half,

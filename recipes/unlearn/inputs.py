@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vision_sae.adapter import fingerprint
 from vision_sae.cli import show
 from vision_sae.errors import ConfigError, MismatchError
 from vision_sae.jobs.loading import load_sae
+from vision_sae.model.adapter import fingerprint
 from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.cli import EMBEDDED
 from vision_sae.recipes.unlearn.find import BEST, Choice

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vision_sae.adapter import load_adapter
 from vision_sae.cli import show
 from vision_sae.errors import ConfigError, claim_folder
+from vision_sae.model.adapter import load_adapter
 from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.apply import removal_of
 from vision_sae.recipes.unlearn.benchmark import measures

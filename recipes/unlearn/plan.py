@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from vision_sae.errors import CheckpointError, ConfigError, MismatchError
 from vision_sae.files import part, write_json, write_tensors
+from vision_sae.model.sites import place_of
 from vision_sae.recipes.unlearn.readout import Readout
-from vision_sae.sites import place_of
 
 Mode = Literal["multiple", "zero", "clamp", "scale", "replace", "patches", "transport"]
 Reads = Literal["codes", "activations"]

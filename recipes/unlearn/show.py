@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError, require
 from vision_sae.files import write_bytes
-from vision_sae.hooks import capture
+from vision_sae.model.hooks import capture
 from vision_sae.recipes.unlearn.apply import unlearn
 from vision_sae.recipes.unlearn.plan import Plan, SiteEdit
 from vision_sae.sae import SAE

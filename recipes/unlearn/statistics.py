@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from vision_sae.adapter import StepAdapter
 from vision_sae.errors import CheckpointError, ConfigError, DataError, UnknownName
 from vision_sae.extract import Reading, activations_of
 from vision_sae.files import write_bytes
-from vision_sae.probing import probe_sites
+from vision_sae.model.adapter import StepAdapter
+from vision_sae.model.probing import probe_sites
 from vision_sae.recipes.unlearn.prompts import Labelled, concepts_of, holds
 from vision_sae.sae import SAE
 

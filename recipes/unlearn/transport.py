@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vision_sae.errors import ConfigError, DataError
-from vision_sae.hooks import edit, inference
-from vision_sae.probing import probe_sites
+from vision_sae.model.hooks import edit, inference
+from vision_sae.model.probing import probe_sites
 from vision_sae.recipes.unlearn.change import as_tokens
 from vision_sae.recipes.unlearn.prompts import Labelled, holds, parse
 from vision_sae.sae import SAE

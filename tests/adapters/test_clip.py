@@ -13,9 +13,9 @@ from vision_sae.adapters import clip, clip_text
 from vision_sae.adapters.toy import to_input
 from vision_sae.errors import ConfigError, DataError, MissingExtra, UnknownName
 from vision_sae.extract import activations
-from vision_sae.hooks import capture, inference
-from vision_sae.probing import probe_site
-from vision_sae.sites import Site, site_from_shapes
+from vision_sae.model.hooks import capture, inference
+from vision_sae.model.probing import probe_site
+from vision_sae.model.sites import Site, site_from_shapes
 
 open_clip = pytest.importorskip("open_clip")
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}

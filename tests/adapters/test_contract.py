@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vision_sae.adapter import Adapter, TextImageAdapter, fingerprint, load_adapter
 from vision_sae.adapters import clip_text, transformers_models, transformers_text
 from vision_sae.adapters.base import ModuleAdapter
 from vision_sae.adapters.toy import to_input
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import DataError
 from vision_sae.extract import activations
-from vision_sae.hooks import capture, edit, inference
-from vision_sae.probing import probe_site
-from vision_sae.sites import Site, from_tokens, select_tokens, to_tokens
+from vision_sae.model.adapter import Adapter, TextImageAdapter, fingerprint, load_adapter
+from vision_sae.model.hooks import capture, edit, inference
+from vision_sae.model.probing import probe_site
+from vision_sae.model.sites import Site, from_tokens, select_tokens, to_tokens
 
 # ---- the adapters, each with some sites and what these must be
 

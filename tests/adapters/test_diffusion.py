@@ -16,15 +16,15 @@ pytest.importorskip("transformers")
 
 import diffusers_models as tiny
 
-from vision_sae.adapter import StepAdapter, fingerprint
 from vision_sae.adapters.diffusion import TrajectoryAdapter
 from vision_sae.data import open_data
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError, UnknownName
 from vision_sae.extract import Reading, activations_of, extract
-from vision_sae.hooks import capture, inference
-from vision_sae.probing import probe_site
-from vision_sae.sites import Site
+from vision_sae.model.adapter import StepAdapter, fingerprint
+from vision_sae.model.hooks import capture, inference
+from vision_sae.model.probing import probe_site
+from vision_sae.model.sites import Site
 from vision_sae.store import Store
 
 # diffusers' schedulers give numpy tensors in a way that numpy 2 will not take for ever

@@ -15,13 +15,13 @@ pytest.importorskip("transformers")
 
 import diffusers_models as tiny
 
-from vision_sae.adapter import StepAdapter
 from vision_sae.adapters.diffusion_noised import NoisedAdapter, signal_and_noise
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.extract import Reading, activations_of
-from vision_sae.hooks import inference
-from vision_sae.probing import probe_site
-from vision_sae.sites import Site
+from vision_sae.model.adapter import StepAdapter
+from vision_sae.model.hooks import inference
+from vision_sae.model.probing import probe_site
+from vision_sae.model.sites import Site
 
 # diffusers' schedulers give numpy tensors in a way that numpy 2 will not take for ever
 pytestmark = pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")

@@ -11,7 +11,7 @@ from torch import Tensor
 pytest.importorskip("diffusers")
 
 from vision_sae.adapters.diffusion_inputs import denoise
-from vision_sae.hooks import capture, inference
+from vision_sae.model.hooks import capture, inference
 
 SDXL = {
     "sample_size": 128,

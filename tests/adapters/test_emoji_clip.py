@@ -5,12 +5,12 @@ from functools import cache
 import pytest
 import torch
 
-from vision_sae.adapter import TextImageAdapter, fingerprint, load_adapter
 from vision_sae.adapters.clip import ClipAdapter
 from vision_sae.assets import emoji_canvas
 from vision_sae.assets.models import FOLDER
-from vision_sae.probing import probe_site
-from vision_sae.sites import Site
+from vision_sae.model.adapter import TextImageAdapter, fingerprint, load_adapter
+from vision_sae.model.probing import probe_site
+from vision_sae.model.sites import Site
 
 pytest.importorskip("open_clip")
 SITE = "visual.transformer.resblocks.4"

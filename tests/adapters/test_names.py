@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.adapters.base import ModuleAdapter
 from vision_sae.adapters.toy import to_input
 from vision_sae.errors import ConfigError, DataError, MissingExtra, UnknownName
-from vision_sae.probing import probe_site
+from vision_sae.model.adapter import Adapter, load_adapter
+from vision_sae.model.probing import probe_site
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 

@@ -9,13 +9,13 @@ import tiny_transformers as tiny
 import torch
 from PIL import Image
 
-from vision_sae.adapter import TextImageAdapter
 from vision_sae.adapters.transformers_models import TransformersClipAdapter, from_name, wrap
 from vision_sae.errors import ConfigError, DataError, MissingExtra
 from vision_sae.extract import activations
-from vision_sae.hooks import capture, inference
-from vision_sae.probing import probe_site
-from vision_sae.sites import Site
+from vision_sae.model.adapter import TextImageAdapter
+from vision_sae.model.hooks import capture, inference
+from vision_sae.model.probing import probe_site
+from vision_sae.model.sites import Site
 
 pytest.importorskip("transformers")
 # prefix tokens, and the path of the second block

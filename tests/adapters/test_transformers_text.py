@@ -15,8 +15,8 @@ from vision_sae.adapters.transformers_text import from_name, wrap
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.extract import activations
-from vision_sae.hooks import inference
-from vision_sae.probing import probe_site
+from vision_sae.model.hooks import inference
+from vision_sae.model.probing import probe_site
 
 pytest.importorskip("transformers")
 TEXTS = ["a red heart", "dog", "a photo a photo a photo a photo a photo a photo"]

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.adapters import clip_text
 from vision_sae.adapters.transformers_models import wrap
 from vision_sae.extract import activations
-from vision_sae.hooks import inference
-from vision_sae.probing import probe_site
-from vision_sae.sites import Site
+from vision_sae.model.adapter import Adapter, load_adapter
+from vision_sae.model.hooks import inference
+from vision_sae.model.probing import probe_site
+from vision_sae.model.sites import Site
 
 pytestmark = pytest.mark.slow
 

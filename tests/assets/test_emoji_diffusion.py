@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_sae.adapter import load_adapter
 from vision_sae.adapters.diffusion import TrajectoryAdapter
 from vision_sae.assets.judge import Judge
 from vision_sae.assets.models import (
@@ -21,7 +20,8 @@ from vision_sae.assets.models import (
 from vision_sae.assets.vocabulary import OBJECTS, STYLES, ask
 from vision_sae.data.prompts import Prompt
 from vision_sae.extract import Reading, activations_of
-from vision_sae.probing import probe_sites
+from vision_sae.model.adapter import load_adapter
+from vision_sae.model.probing import probe_sites
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

@@ -239,7 +239,7 @@ def test_an_sae_of_another_library_is_read_everywhere(
 def test_eval_prints_every_metric(fine: Fine, toy: Path, made: Path) -> None:
     from dataclasses import fields
 
-    from vision_sae.metrics import Metrics
+    from vision_sae.measures.metrics import Metrics
 
     numbers = json.loads(fine("eval", made / "sae", "--acts", toy / "acts", "--json").stdout)
     assert {field.name for field in fields(Metrics)} <= set(numbers)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from vision_sae import checkpoint
-from vision_sae.adapter import fingerprint, load_adapter
 from vision_sae.cli.app import app
 from vision_sae.errors import ConfigError
+from vision_sae.model.adapter import fingerprint, load_adapter
 from vision_sae.provenance import Provenance
 from vision_sae.recipes import unlearn as recipe
 from vision_sae.recipes.unlearn import commands, inputs, measuring, methods

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from vision_sae.adapters.toy import WIDTH, ToyAdapter
-from vision_sae.edit import on_tokens, reconstruct
 from vision_sae.errors import DataError
-from vision_sae.hooks import capture, edit
-from vision_sae.probing import probe_site
+from vision_sae.model.edit import on_tokens, reconstruct
+from vision_sae.model.hooks import capture, edit
+from vision_sae.model.probing import probe_site
+from vision_sae.model.sites import Site
 from vision_sae.provenance import Tokens
 from vision_sae.sae import SAE, SAEConfig
-from vision_sae.sites import Site
 
 TOY = ToyAdapter()
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))

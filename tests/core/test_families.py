@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vision_sae import checkpoint, families, losses, nest
-from vision_sae.codes import Codes, DenseCodes
 from vision_sae.families.jumprelu import KERNELS
 from vision_sae.sae import SAE, SAEConfig
+from vision_sae.sparse.codes import Codes, DenseCodes
 
 WITHOUT_SMOOTHNESS = ("jumprelu", "gated")  # their gradients are not those of the loss, on purpose
 

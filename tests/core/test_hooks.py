@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_sae.errors import DataError, UnknownName
-from vision_sae.hooks import capture, edit, find_module, inference
+from vision_sae.model.hooks import capture, edit, find_module, inference
 
 
 class Net(nn.Module):

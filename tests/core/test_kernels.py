@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vision_sae import kernels, select
-from vision_sae.codes import Codes, DenseCodes, Support
 from vision_sae.sae import SAE, SAEConfig
-from vision_sae.select import Product
+from vision_sae.sparse import kernels, select
+from vision_sae.sparse.codes import Codes, DenseCodes, Support
+from vision_sae.sparse.select import Product
 from vision_sae.store import MemoryStore
 from vision_sae.train import TrainConfig, Trainer
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vision_sae.errors import DataError, MismatchError
-from vision_sae.factors import auroc, detections, folds, labels_of
-from vision_sae.latents import ImageCodes, scan
 from vision_sae.matching import check_match
+from vision_sae.measures.factors import auroc, detections, folds, labels_of
+from vision_sae.measures.latents import ImageCodes, scan
 from vision_sae.naming import latent_directions, name_latents, read_vocabulary, top_images
 from vision_sae.provenance import Provenance
 from vision_sae.sae import SAE, SAEConfig

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision_sae.codes import Codes
 from vision_sae.errors import DataError
 from vision_sae.losses import fvu
-from vision_sae.metrics import Running, evaluate, log10_histogram, quantiles
+from vision_sae.measures.metrics import Running, evaluate, log10_histogram, quantiles
 from vision_sae.sae import SAE, SAEConfig
+from vision_sae.sparse.codes import Codes
 
 
 def small_sae(d: int = 6, s: int = 12) -> SAE:

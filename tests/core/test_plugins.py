@@ -80,8 +80,8 @@ from typing import Literal
 
 import torch
 
-from vision_sae import select
-from vision_sae.codes import Support
+from vision_sae.sparse import select
+from vision_sae.sparse.codes import Support
 from vision_sae.families import Family
 
 

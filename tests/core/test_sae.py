@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vision_sae import families, nest
-from vision_sae.codes import Codes
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.sae import SAE, SAEConfig
+from vision_sae.sparse.codes import Codes
 from vision_sae.statistics import centre, geometric_median, kmeans
 
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vision_sae import screen, select
 from vision_sae.sae import SAE, SAEConfig
-from vision_sae.select import Product
+from vision_sae.sparse import screen, select
+from vision_sae.sparse.select import Product
 from vision_sae.store import MemoryStore
 from vision_sae.train import TrainConfig, train
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vision_sae import select
-from vision_sae.codes import Codes, Support
-from vision_sae.select import Product
+from vision_sae.sparse import select
+from vision_sae.sparse.codes import Codes, Support
+from vision_sae.sparse.select import Product
 
 sizes = st.tuples(st.integers(0, 9), st.integers(1, 24), st.integers(0, 1000))
 tiles = st.tuples(st.integers(1, 10), st.integers(1, 30))

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vision_sae.adapter import load_adapter
 from vision_sae.data import open_data
 from vision_sae.errors import DataError
 from vision_sae.extract import extract
 from vision_sae.jobs import splice_sae
-from vision_sae.probing import probe_site
+from vision_sae.measures.splice import Spliced, splice
+from vision_sae.model.adapter import load_adapter
+from vision_sae.model.probing import probe_site
 from vision_sae.sae import SAE, SAEConfig
-from vision_sae.splice import Spliced, splice
 from vision_sae.store import Store
 
 TOY = load_adapter("toy")

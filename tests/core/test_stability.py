@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae import stability as stab
 from vision_sae.errors import DataError, MismatchError
+from vision_sae.measures import stability as stab
 from vision_sae.sae import SAE, SAEConfig
 
 seeds = st.integers(0, 2**31)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from vision_sae.recovery import Recovery, recovery
+from vision_sae.measures.recovery import Recovery, recovery
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.synthetic import Draw, Synthetic, SyntheticConfig
 from vision_sae.train import TrainConfig, train

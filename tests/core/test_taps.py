@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vision_sae.errors import ConfigError, DataError
-from vision_sae.hooks import capture, edit
-from vision_sae.sites import place_of
+from vision_sae.model.hooks import capture, edit
+from vision_sae.model.sites import place_of
 
 
 class Block(nn.Module):

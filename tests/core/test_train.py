@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_sae import checkpoint, metrics
+from vision_sae import checkpoint
 from vision_sae.errors import CheckpointError, ConfigError, DataError
-from vision_sae.metrics import evaluate
+from vision_sae.measures import metrics
+from vision_sae.measures.metrics import evaluate
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.source import Batch
 from vision_sae.store import MemoryStore

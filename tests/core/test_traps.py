@@ -11,7 +11,7 @@ from vision_sae import checkpoint, losses
 from vision_sae.errors import CheckpointError, ConfigError
 from vision_sae.families.jumprelu import KERNELS
 from vision_sae.fold import fold_norms, fold_scale
-from vision_sae.metrics import evaluate
+from vision_sae.measures.metrics import evaluate
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.statistics import geometric_median
 from vision_sae.store import MemoryStore

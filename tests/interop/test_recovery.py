@@ -10,7 +10,7 @@ import torch
 
 from vision_sae import checkpoint
 from vision_sae.interop import convert
-from vision_sae.recovery import recovery
+from vision_sae.measures.recovery import recovery
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.synthetic import Synthetic, SyntheticConfig
 from vision_sae.train import TrainConfig, train

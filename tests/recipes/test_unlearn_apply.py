@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_sae.adapter import fingerprint
 from vision_sae.errors import ConfigError, MismatchError, UnknownName
-from vision_sae.hooks import capture, edit
+from vision_sae.model.adapter import fingerprint
+from vision_sae.model.hooks import capture, edit
 from vision_sae.recipes.unlearn.apply import unlearn
 from vision_sae.recipes.unlearn.calls import Guidance
 from vision_sae.recipes.unlearn.change import Clock, SiteChange, as_tokens, spread

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_sae.adapter import fingerprint
 from vision_sae.errors import ConfigError, DataError, UnknownName
+from vision_sae.model.adapter import fingerprint
 from vision_sae.recipes.unlearn.baselines import (
     CrossAttentionTuning,
     DifferenceOfMeans,

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[1] / "adapters"))
 import diffusers_models as tiny
 
 from vision_sae.errors import ConfigError, DataError, UnknownName
-from vision_sae.hooks import edit
+from vision_sae.model.hooks import edit
 from vision_sae.recipes.unlearn.benchmark import adversary, tables, text, write_page
 from vision_sae.recipes.unlearn.benchmark.draw import Plain, draw, draw_asks, unit
 from vision_sae.recipes.unlearn.benchmark.run import Counts, Plans, nested, run

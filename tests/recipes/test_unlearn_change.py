@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vision_sae.adapter import fingerprint
 from vision_sae.errors import ConfigError
+from vision_sae.model.adapter import fingerprint
 from vision_sae.recipes.unlearn.calls import Guidance
 from vision_sae.recipes.unlearn.change import (
     LAST,

@@ -20,9 +20,9 @@ pytest.importorskip("transformers")
 sys.path.append(str(Path(__file__).parents[1] / "adapters"))
 import diffusers_models as tiny
 
-from vision_sae.adapter import fingerprint
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError
+from vision_sae.model.adapter import fingerprint
 from vision_sae.recipes.unlearn.plan import Plan, SiteEdit, sample_of, schedule_of
 from vision_sae.recipes.unlearn.readout import Readout
 from vision_sae.recipes.unlearn.show import draw_pairs, facts, show, tallies

@@ -12,7 +12,7 @@ from torch import Tensor
 from vision_sae.adapters.diffusion import TrajectoryAdapter
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError
-from vision_sae.hooks import capture
+from vision_sae.model.hooks import capture
 from vision_sae.recipes.unlearn import transport
 from vision_sae.recipes.unlearn.apply import unlearn
 from vision_sae.recipes.unlearn.find import Choice, Evidence, nearest, observe, plan_for
@@ -125,7 +125,7 @@ def slow(pipe: Any, saes: dict[str, SAE], pair: Pair) -> list[dict[str, tuple[Te
     def sites(x: Tensor, t: Any, text: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
         from contextlib import ExitStack
 
-        from vision_sae.hooks import edit
+        from vision_sae.model.hooks import edit
 
         seen: dict[str, Tensor] = {}
 

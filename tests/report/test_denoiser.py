@@ -26,7 +26,7 @@ from vision_sae.errors import DataError, MismatchError
 from vision_sae.extract import extract
 from vision_sae.jobs import detect_factors, name_sae, pictures
 from vision_sae.jobs.pictures import draw
-from vision_sae.latents import scan
+from vision_sae.measures.latents import scan
 from vision_sae.report import write_report
 from vision_sae.report.gather import gather
 from vision_sae.report.steps import over_steps

@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vision_sae.adapter import load_adapter
-from vision_sae.attribution import BlockInputs
 from vision_sae.checkpoint import save
 from vision_sae.data import open_data
 from vision_sae.errors import MismatchError
 from vision_sae.extract import extract
-from vision_sae.latents import scan
-from vision_sae.probing import probe_site
+from vision_sae.measures.latents import scan
+from vision_sae.model.adapter import load_adapter
+from vision_sae.model.attribution import BlockInputs
+from vision_sae.model.probing import probe_site
 from vision_sae.provenance import Tokens
 from vision_sae.report import heat
 from vision_sae.report.gather import gather

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vision_sae import interop, jobs, parallel
-from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.cli import show
 from vision_sae.data import ImageSource, open_data
 from vision_sae.data.decode import first_image
@@ -15,13 +14,14 @@ from vision_sae.errors import ConfigError
 from vision_sae.extract import check_source
 from vision_sae.files import size
 from vision_sae.jobs.extraction import folder_of
-from vision_sae.latents import Scan, scan
+from vision_sae.measures.latents import Scan, scan
+from vision_sae.model.adapter import Adapter, load_adapter
+from vision_sae.model.probing import all_sites
+from vision_sae.model.sites import Site
 from vision_sae.naming import read_vocabulary, top_images
-from vision_sae.probing import all_sites
 from vision_sae.report import write_report
 from vision_sae.report.gather import shown_images
 from vision_sae.sae import SAE
-from vision_sae.sites import Site
 from vision_sae.store import Store, StoreIndex
 from vision_sae.stream import Stream
 from vision_sae.train import TrainConfig

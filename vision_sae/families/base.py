@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae import kernels
-from vision_sae.codes import AnyCodes, Codes, DenseCodes, Support
 from vision_sae.config import Frozen
 from vision_sae.errors import ConfigError
-from vision_sae.select import Product
+from vision_sae.sparse import kernels
+from vision_sae.sparse.codes import AnyCodes, Codes, DenseCodes, Support
+from vision_sae.sparse.select import Product
 
 if TYPE_CHECKING:
     from vision_sae.losses import Pass

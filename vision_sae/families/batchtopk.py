@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae import select
-from vision_sae.codes import AnyCodes, Support
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.families.topk import _K, needs_competing_norms
-from vision_sae.select import Product
+from vision_sae.sparse import select
+from vision_sae.sparse.codes import AnyCodes, Support
+from vision_sae.sparse.select import Product
 
 if TYPE_CHECKING:
     from vision_sae.sae import SAE

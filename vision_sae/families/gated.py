@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from vision_sae import kernels
 from vision_sae.families.base import At
 from vision_sae.families.relu import Rectified
+from vision_sae.sparse import kernels
 
 if TYPE_CHECKING:
     from vision_sae.losses import Pass

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from vision_sae import select
-from vision_sae.codes import Support
 from vision_sae.families.base import At, Family
-from vision_sae.select import Product
+from vision_sae.sparse import select
+from vision_sae.sparse.codes import Support
+from vision_sae.sparse.select import Product
 
 if TYPE_CHECKING:
     from vision_sae.losses import Pass

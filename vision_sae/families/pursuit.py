@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vision_sae.codes import Codes
 from vision_sae.families.base import Encoded, Family, following, k_fits
+from vision_sae.sparse.codes import Codes
 
 if TYPE_CHECKING:
     from vision_sae.sae import SAE

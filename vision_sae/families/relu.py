@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vision_sae import select
-from vision_sae.codes import Support
 from vision_sae.families.base import Family
-from vision_sae.select import Product
+from vision_sae.sparse import select
+from vision_sae.sparse.codes import Support
+from vision_sae.sparse.select import Product
 
 if TYPE_CHECKING:
     from vision_sae.losses import Pass

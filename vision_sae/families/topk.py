@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from vision_sae import screen, select, sharded
-from vision_sae.codes import Support
+from vision_sae import sharded
 from vision_sae.errors import ConfigError
 from vision_sae.families.base import At, Family, k_fits
-from vision_sae.select import Product
+from vision_sae.sparse import screen, select
+from vision_sae.sparse.codes import Support
+from vision_sae.sparse.select import Product
 
 if TYPE_CHECKING:
     from vision_sae.sae import SAE

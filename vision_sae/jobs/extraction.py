@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vision_sae.adapter import Adapter
 from vision_sae.data import ImageSource
 from vision_sae.errors import ConfigError, claim_folder
 from vision_sae.extract import extract_sites
 from vision_sae.files import write_json
+from vision_sae.model.adapter import Adapter
 from vision_sae.parallel import ALONE, Group
 from vision_sae.store import StoreIndex
 from vision_sae.store.reader import SITES

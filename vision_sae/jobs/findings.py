@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vision_sae.factors import Detection
 from vision_sae.files import write_json
+from vision_sae.measures.factors import Detection
 from vision_sae.naming import Name
 
 NAMES, DETECTIONS = "names.json", "detections.json"

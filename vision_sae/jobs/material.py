@@ -6,10 +6,10 @@ from functools import cached_property
 
 from torch import Tensor
 
-from vision_sae import metrics
 from vision_sae.errors import ConfigError, MismatchError
 from vision_sae.matching import check_paired
-from vision_sae.metrics import Metrics
+from vision_sae.measures import metrics
+from vision_sae.measures.metrics import Metrics
 from vision_sae.sae import SAE
 from vision_sae.source import Batch, Source
 from vision_sae.store import Paired, Store

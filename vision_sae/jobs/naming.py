@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from vision_sae import factors, naming
-from vision_sae.adapter import Adapter, TextImageAdapter
+from vision_sae import naming
 from vision_sae.errors import DataError
 from vision_sae.jobs.pictures import embed_images
-from vision_sae.latents import Scan
 from vision_sae.matching import check_model
+from vision_sae.measures import factors
+from vision_sae.measures.latents import Scan
+from vision_sae.model.adapter import Adapter, TextImageAdapter
 from vision_sae.store import Store
 
 

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae.adapter import Adapter, StepAdapter, TextImageAdapter, on_device
 from vision_sae.data import ImageSource, open_data
 from vision_sae.errors import DataError
-from vision_sae.hooks import inference
 from vision_sae.matching import check_model
+from vision_sae.model.adapter import Adapter, StepAdapter, TextImageAdapter, on_device
+from vision_sae.model.hooks import inference
 from vision_sae.store import Store
 
 DRAWN = 16  # pictures that are drawn at a time

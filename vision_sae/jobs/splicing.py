@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from vision_sae.adapter import Adapter, TextImageAdapter
 from vision_sae.data import ImageSource, open_data
 from vision_sae.data.decode import Decoded, decoded, first_image
 from vision_sae.errors import DataError, UnknownName
 from vision_sae.matching import check_match, check_model
-from vision_sae.probing import probe_site
+from vision_sae.measures.splice import Spliced, splice
+from vision_sae.model.adapter import Adapter, TextImageAdapter
+from vision_sae.model.probing import probe_site
 from vision_sae.sae import SAE
-from vision_sae.splice import Spliced, splice
 from vision_sae.store import Store
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.config import Frozen, Versioned, plain_error, read_settings
 from vision_sae.data import ImageSource, open_data
 from vision_sae.data.decode import first_image
@@ -40,10 +39,11 @@ from vision_sae.jobs.sweep import (
     read_index,
     train_sweeps,
 )
-from vision_sae.probing import all_sites, probe_site
+from vision_sae.model.adapter import Adapter, load_adapter
+from vision_sae.model.probing import all_sites, probe_site
+from vision_sae.model.sites import Site
 from vision_sae.provenance import Tokens
 from vision_sae.sae import SAEConfig
-from vision_sae.sites import Site
 from vision_sae.store import Store, StoreIndex
 from vision_sae.store.index import DType
 

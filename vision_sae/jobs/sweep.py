@@ -21,7 +21,7 @@ from vision_sae.files import write_json
 from vision_sae.jobs.material import Material
 from vision_sae.jobs.settings import Recipe, Start, recipe, relevant
 from vision_sae.jobs.training import claim_training, prepared
-from vision_sae.metrics import Metrics
+from vision_sae.measures.metrics import Metrics
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import Store
 from vision_sae.stream import Stream

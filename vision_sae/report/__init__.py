@@ -4,11 +4,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from vision_sae.adapter import Adapter, load_adapter
 from vision_sae.errors import VisionSAEError, claim_folder
 from vision_sae.jobs import detect_factors, load_sae, read_findings, store_of
 from vision_sae.jobs.pictures import from_prompts, picture_source
-from vision_sae.latents import Scan, scan
+from vision_sae.measures.latents import Scan, scan
+from vision_sae.model.adapter import Adapter, load_adapter
 from vision_sae.report.gather import gather
 from vision_sae.report.page import write_page
 from vision_sae.store import Store

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vision_sae.factors import Detection
+from vision_sae.measures.factors import Detection
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae import factors, naming
-from vision_sae.adapter import Adapter
+from vision_sae import naming
 from vision_sae.errors import require
 from vision_sae.jobs.findings import share_detecting
 from vision_sae.jobs.loading import record_of
 from vision_sae.jobs.pictures import from_prompts, pictures
-from vision_sae.latents import ImageCodes, Scan
 from vision_sae.logs import read_metrics
+from vision_sae.measures import factors
+from vision_sae.measures.latents import ImageCodes, Scan
+from vision_sae.model.adapter import Adapter
 from vision_sae.provenance import Provenance
 from vision_sae.report import heat
 from vision_sae.report.facts import Activity, ImageFacts, LatentFacts, Picture, ReportFacts

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from vision_sae.adapter import Adapter
-from vision_sae.attribution import BlockInputs
-from vision_sae.hooks import evaluation, inference
 from vision_sae.jobs.pictures import pictures
 from vision_sae.matching import check_model
-from vision_sae.probing import probe_site
+from vision_sae.model.adapter import Adapter
+from vision_sae.model.attribution import BlockInputs
+from vision_sae.model.hooks import evaluation, inference
+from vision_sae.model.probing import probe_site
+from vision_sae.model.sites import Site
 from vision_sae.sae import SAE
-from vision_sae.sites import Site
 from vision_sae.store import Store
 
 Heats = dict[tuple[int, int], list[list[float]]]  # (latent, image) -> rows of patches

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vision_sae.codes import Codes
-from vision_sae.hooks import inference
+from vision_sae.model.hooks import inference
 from vision_sae.report.heat import Heats, Wanted
 from vision_sae.sae import SAE
+from vision_sae.sparse.codes import Codes
 from vision_sae.store import Store
 
 ROWS = 2**14  # that are encoded at a time

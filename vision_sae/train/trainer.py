@@ -9,10 +9,11 @@ import copy
 import torch
 from torch import Tensor
 
-from vision_sae import losses, metrics, sharded
+from vision_sae import losses, sharded
 from vision_sae.errors import DataError
 from vision_sae.families import Family
 from vision_sae.losses import Pass
+from vision_sae.measures import metrics
 from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE
 from vision_sae.source import Batch, Source, pair

@@ -17,8 +17,8 @@ from vision_sae.adapters.diffusion_inputs import denoiser_of
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError
 from vision_sae.extract import Reading, activations_of
-from vision_sae.hooks import edit
-from vision_sae.probing import probe_sites
+from vision_sae.model.hooks import edit
+from vision_sae.model.probing import probe_sites
 from vision_sae.recipes.unlearn.baselines.words import VocabularyWords, Words, asked, left_alone
 from vision_sae.recipes.unlearn.calls import Guidance
 from vision_sae.recipes.unlearn.change import Clock, as_tokens, row_of, spread

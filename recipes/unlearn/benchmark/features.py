@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae.hooks import capture, inference
+from vision_sae.model.hooks import capture, inference
 
 
 class ClipFeatures:

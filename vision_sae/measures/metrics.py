@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vision_sae.codes import Codes
 from vision_sae.errors import DataError
-from vision_sae.hooks import inference
+from vision_sae.measures.stability import alignment, coherence
+from vision_sae.model.hooks import inference
 from vision_sae.sae import SAE
-from vision_sae.stability import alignment, coherence
+from vision_sae.sparse.codes import Codes
 
 DENSE = 0.1  # a latent that fires on more than this share of rows is called dense
 COMMON = 0.01

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vision_sae.hooks import inference
+from vision_sae.measures.stability import cosines, match
+from vision_sae.model.hooks import inference
 from vision_sae.sae import SAE
-from vision_sae.stability import cosines, match
 from vision_sae.synthetic import Draw, Synthetic
 
 RECOVERED = 0.9  # an atom with a larger |cos| to a feature is that feature

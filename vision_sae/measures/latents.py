@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vision_sae.codes import Codes
 from vision_sae.errors import DataError
-from vision_sae.hooks import inference
 from vision_sae.matching import check_match, check_paired
-from vision_sae.metrics import Metrics, Running
+from vision_sae.measures.metrics import Metrics, Running
+from vision_sae.model.hooks import inference
 from vision_sae.sae import SAE
+from vision_sae.sparse.codes import Codes
 from vision_sae.store import Store
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
-from vision_sae.taps import OnTensor, find_module, tap, tensor_of
+from vision_sae.model.taps import OnTensor, find_module, tap, tensor_of
 
 __all__ = ["Captured", "capture", "edit", "evaluation", "find_module", "inference", "tensor_of"]
 

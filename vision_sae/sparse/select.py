@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vision_sae.codes import Support
 from vision_sae.parallel import ALONE, Group
+from vision_sae.sparse.codes import Support
 
 CPU_TILE = (512, 8192)  # 16 MB in float32: measured as fast as any on two cores
 GPU_TILE = (4096, 2**16)

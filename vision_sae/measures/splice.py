@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vision_sae.adapter import Adapter, TextImageAdapter
-from vision_sae.edit import Change, on_tokens, reconstruct
 from vision_sae.errors import DataError
-from vision_sae.hooks import edit
+from vision_sae.model.adapter import Adapter, TextImageAdapter
+from vision_sae.model.edit import Change, on_tokens, reconstruct
+from vision_sae.model.hooks import edit
+from vision_sae.model.sites import Site
 from vision_sae.provenance import Tokens
 from vision_sae.sae import SAE
-from vision_sae.sites import Site
 
 
 @dataclass(frozen=True)

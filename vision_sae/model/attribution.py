@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vision_sae.adapter import Adapter, on_device
-from vision_sae.hooks import find_module, tensor_of
+from vision_sae.model.adapter import Adapter, on_device
+from vision_sae.model.hooks import find_module, tensor_of
+from vision_sae.model.sites import Site, to_tokens
 from vision_sae.sae import SAE
-from vision_sae.sites import Site, to_tokens
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a module was called with
 

@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.errors import DataError
+from vision_sae.model.sites import Site, from_tokens, to_tokens, token_span
 from vision_sae.provenance import Tokens
 from vision_sae.sae import SAE
-from vision_sae.sites import Site, from_tokens, to_tokens, token_span
 
 Change = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vision_sae.latents import ImageCodes
+from vision_sae.measures.latents import ImageCodes
 
 NOT_FACTORS = frozenset({"caption", "name", "emoji", "held_out", "key"})  # labels of single images
 

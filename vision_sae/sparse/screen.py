@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vision_sae import kernels, select
-from vision_sae.codes import Support
-from vision_sae.select import Product
+from vision_sae.sparse import kernels, select
+from vision_sae.sparse.codes import Support
+from vision_sae.sparse.select import Product
 
 SUMS = 2.0**-11  # relative error, at most, of float32 sums of up to 4,096 products
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vision_sae.adapter import Adapter, StepAdapter, on_device, repeated
 from vision_sae.errors import DataError, VisionSAEError
-from vision_sae.hooks import capture, inference
-from vision_sae.sites import Site, site_from_shapes
-from vision_sae.taps import plain, tensor_of
+from vision_sae.model.adapter import Adapter, StepAdapter, on_device, repeated
+from vision_sae.model.hooks import capture, inference
+from vision_sae.model.sites import Site, site_from_shapes
+from vision_sae.model.taps import plain, tensor_of
 
 log = logging.getLogger(__name__)
 Shape = tuple[int, ...]

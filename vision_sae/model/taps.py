@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from vision_sae.errors import ConfigError, DataError, UnknownName
-from vision_sae.sites import Place, place_of
+from vision_sae.model.sites import Place, place_of
 
 # where the output projection of an attention module is found
 PROJECTIONS = ("out_proj", "proj", "o_proj", "to_out.0", "o", "output.dense", "c_proj")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae.codes import AnyCodes, Codes, Support
+from vision_sae.sparse.codes import AnyCodes, Codes, Support
 
 
 def gather_sum(

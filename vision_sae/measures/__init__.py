@@ -1,0 +1,1 @@
+"""What an SAE is worth: each file answers one question about it, on any store."""

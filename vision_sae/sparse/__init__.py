@@ -1,0 +1,1 @@
+"""Sparse codes: choosing latents, and products with them, never dense in [n s]."""
