@@ -255,7 +255,7 @@ def _splice(
 
 def name(opened: Opened, vocabulary: Path | None, as_json: bool) -> dict[str, float]:
     folder, _, store, found = opened
-    words = read_vocabulary(vocabulary) if vocabulary else None
+    words = read_vocabulary(vocabulary).words if vocabulary else None
     adapter = load_adapter(store.index.provenance.model)
     with show.progress("embed", len(top_images(found.codes)), "images") as advance:
         names = jobs.name_sae(adapter, store, found, words, tell=lambda n: advance(n, ""))

@@ -7,9 +7,10 @@ from typing import Any
 
 from vision_sae.files import write_json
 from vision_sae.measures.factors import Detection
-from vision_sae.naming import Name
+from vision_sae.naming import Name, names_as_data, read_names, write_names
+from vision_sae.naming.saved import beside
 
-NAMES, DETECTIONS = "names.json", "detections.json"
+DETECTIONS = "detections.json"
 
 
 def summary_of(names: list[Name], detections: list[Detection]) -> dict[str, float]:
@@ -26,7 +27,7 @@ def summary_of(names: list[Name], detections: list[Detection]) -> dict[str, floa
 def findings_as_data(
     names: list[Name], detections: list[Detection]
 ) -> dict[str, list[dict[str, Any]]]:
-    return {"names": [asdict(n) for n in names], "detections": [asdict(d) for d in detections]}
+    return {"names": names_as_data(names), "detections": [asdict(d) for d in detections]}
 
 
 def share_detecting(found: list[Detection], live: int, f1: float = 0.5) -> float:
@@ -36,23 +37,14 @@ def share_detecting(found: list[Detection], live: int, f1: float = 0.5) -> float
 
 def save_findings(folder: Path | str, names: list[Name], detections: list[Detection]) -> None:
     """Write names and detections beside the SAE, for the report and for others to read."""
-    found, folder = findings_as_data(names, detections), _beside(Path(folder))
-    write_json(folder / NAMES, found["names"])
-    write_json(folder / DETECTIONS, found["detections"])
+    write_names(folder, names)
+    write_json(beside(Path(folder)) / DETECTIONS, [asdict(d) for d in detections])
 
 
 def read_findings(folder: Path) -> tuple[list[Name], list[Detection]]:
     """What `save_findings` wrote; empty lists where there is nothing."""
-    folder = _beside(folder)
-    return (
-        [Name(**row) for row in _rows_of(folder / NAMES)],
-        [Detection(**row) for row in _rows_of(folder / DETECTIONS)],
-    )
-
-
-def _beside(sae: Path) -> Path:
-    """The folder of an SAE, which in other libraries may be a file."""
-    return sae.parent if sae.is_file() else sae
+    rows = _rows_of(beside(folder) / DETECTIONS)
+    return list(read_names(folder).values()), [Detection(**row) for row in rows]
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from vision_sae import checkpoint
 from vision_sae.config import plain_error
 from vision_sae.errors import ConfigError, DataError, OutputExists, claim_folder
-from vision_sae.jobs.findings import DETECTIONS, NAMES
+from vision_sae.jobs.findings import DETECTIONS
 from vision_sae.jobs.loading import load_sae, record_of
 from vision_sae.jobs.material import Material
 from vision_sae.jobs.settings import TRAINING, Recipe, owners, recipe
 from vision_sae.logs import METRICS, TrainingLog
+from vision_sae.naming import NAMES
 from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import Store
