@@ -91,13 +91,13 @@ def scan(
             entries.append(_image_maxima(codes, t, done))
             done += b
             tell(b)
-    latent, image, value = (torch.cat(part) for part in zip(*entries, strict=True))
+    maxima = (torch.cat(part) for part in zip(*entries, strict=True))
     return Scan(
         metrics=running.result(sae),
         frequencies=running.frequencies(),
         means=sums / running.fired.clamp(min=1),
         image_fvu=torch.cat(fvus),
-        codes=_sorted(latent, image, value, sae.config.s, done),
+        codes=_sorted(*maxima, sae.config.s, done),
     )
 
 
@@ -113,6 +113,11 @@ def _images(
     check_paired(store, targets)
     for some in torch.arange(store.images).split(size):  # their shards end at other images
         yield store.acts(some.tolist()), targets.acts(some.tolist())
+
+
+def image_codes(codes: Codes, tokens: int) -> ImageCodes:
+    """Codes of image-major rows, `tokens` to an image, by latent."""
+    return _sorted(*_image_maxima(codes, tokens, 0), codes.width, len(codes) // tokens)
 
 
 def _image_maxima(codes: Codes, tokens: int, first: int) -> tuple[Tensor, Tensor, Tensor]:

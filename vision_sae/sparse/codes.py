@@ -3,7 +3,7 @@
 Shape key: n rows, s latents, e entries (row, latent) of which there are few.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -132,6 +132,23 @@ class Codes:
         if len(active) == len(self.values):
             return self
         return Codes(self.values[active], self.support.at(active))
+
+    def rows_at(self, part: slice) -> "Codes":
+        """The codes of consecutive rows; views, nothing is copied."""
+        first, last, _ = part.indices(len(self))
+        offsets = self.offsets[first : max(first, last) + 1]
+        entries = slice(int(offsets[0]), int(offsets[-1]))
+        support = Support(self.indices[entries], offsets - offsets[0], self.width)
+        return Codes(self.values[entries], support)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Codes"]) -> "Codes":
+        """The codes of rows that follow each other, at least one part."""
+        counts = torch.cat([part.offsets.diff() for part in parts])
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        indices = torch.cat([part.indices for part in parts])
+        values = torch.cat([part.values for part in parts])
+        return cls(values, Support(indices, offsets, parts[0].width))
 
     def merged(self) -> "Codes":
         """Entries at the same place added up."""

@@ -1,0 +1,83 @@
+"""The evaluation suite: an ordered table of measures, each a function of a Case.
+
+To add one, write `def mine(case: Case) -> Scores` with its formula and source in its docstring, and
+give it a row here. A measure raises DataError for what makes all of its scores undefined (fewer
+images than it needs, say); the message becomes their reason. What it `needs` is looked for first.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+from vision_sae.errors import DataError, UnknownName
+from vision_sae.measures import reconstruction
+from vision_sae.measures.case import Case
+from vision_sae.measures.score import Scores, undefined
+
+Better = Literal["higher", "lower", "neither"]
+Need = Literal["labels", "patches", "embeddings", "seeds", "model"]
+
+
+class Measure(NamedTuple):
+    """A row of the suite: its scores by name, and whether more of each is better."""
+
+    name: str
+    run: Callable[[Case], Scores]
+    scores: Mapping[str, Better]
+    needs: tuple[Need, ...] = ()
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure(
+        "reconstruction",
+        reconstruction.reconstruction,
+        {
+            "fvu": "lower",
+            "cosine": "higher",
+            "l0": "lower",
+            "zeros": "higher",
+            "dead": "lower",
+            "dense": "lower",
+        },
+    ),
+)
+
+
+def missing(case: Case, need: Need) -> str | None:
+    """Why a case cannot give what a measure needs; None when it can."""
+    given: dict[Need, tuple[bool, str]] = {
+        "labels": (
+            bool(case.fit.labels.names and case.test.labels.names),
+            "the images carry no labels that at least 5 of them share",
+        ),
+        "patches": (case.test.layout.grid is not None, "the site has no patches"),
+        "embeddings": (
+            case.test.embeddings is not None,
+            "no embeddings of the images by another model were given",
+        ),
+        "seeds": (bool(case.seeds), "only one seed of it was given"),
+        "model": (case.splicing is not None, "no model to splice the reconstruction into"),
+    }
+    there, why = given[need]
+    return None if there else why
+
+
+def measured(case: Case, measure: Measure) -> Scores:
+    """The scores of one measure; those that cannot be had say why."""
+    reasons = [why for need in measure.needs if (why := missing(case, need))]
+    if reasons:
+        return {name: undefined(reasons[0]) for name in measure.scores}
+    try:
+        found = measure.run(case)
+    except DataError as error:
+        return {name: undefined(str(error)) for name in measure.scores}
+    assert set(found) == set(measure.scores), (measure.name, set(found) ^ set(measure.scores))
+    return {name: found[name] for name in measure.scores}
+
+
+def chosen(names: list[str] | None = None) -> tuple[Measure, ...]:
+    """Measures by name, in the order of the table; all by default. Raises UnknownName."""
+    known = {measure.name for measure in MEASURES}
+    for name in names or ():
+        if name not in known:
+            raise UnknownName("measure", name, known)
+    return tuple(m for m in MEASURES if names is None or m.name in names)
