@@ -91,13 +91,13 @@ def scan(
             entries.append(_image_maxima(codes, t, done))
             done += b
             tell(b)
-    maxima = (torch.cat(part) for part in zip(*entries, strict=True))
+    latent, image, value = (torch.cat(part) for part in zip(*entries, strict=True))
     return Scan(
         metrics=running.result(sae),
         frequencies=running.frequencies(),
         means=sums / running.fired.clamp(min=1),
         image_fvu=torch.cat(fvus),
-        codes=_sorted(*maxima, sae.config.s, done),
+        codes=_sorted(latent, image, value, sae.config.s, done),
     )
 
 
@@ -117,7 +117,8 @@ def _images(
 
 def image_codes(codes: Codes, tokens: int) -> ImageCodes:
     """Codes of image-major rows, `tokens` to an image, by latent."""
-    return _sorted(*_image_maxima(codes, tokens, 0), codes.width, len(codes) // tokens)
+    latent, image, value = _image_maxima(codes, tokens, 0)
+    return _sorted(latent, image, value, codes.width, len(codes) // tokens)
 
 
 def _image_maxima(codes: Codes, tokens: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
