@@ -82,6 +82,16 @@ class Sample:
         """Every (factor, value) that at least five images have, but not all."""
         return labels_of(self.about)
 
+    def values(self, label: str) -> list[str]:
+        """Every value that a label has here, sorted."""
+        return sorted({str(known[label]) for known in self.about if label in known})
+
+    def classes(self, label: str, values: Sequence[str] | None = None) -> Int[Tensor, " images"]:
+        """Each image's class: where its value stands in `values`, by default its own; -1 if not."""
+        number = {value: i for i, value in enumerate(values or self.values(label))}
+        of = [number.get(str(k[label]), -1) if label in k else -1 for k in self.about]
+        return torch.tensor(of, dtype=torch.int64)
+
 
 def sample_of(
     store: Store, images: Sequence[int], embeddings: Float[Tensor, "all e"] | None = None
@@ -159,8 +169,9 @@ class Encoding:
 class Case:
     """A dictionary to be measured, on images `test`; what must be fitted is fitted on `fit`.
 
-    `seeds` are the same dictionary trained with other seeds. `spliced` is what its model does with
-    the reconstruction. Scores are of `test` unless a measure says otherwise.
+    `seeds` are the same dictionary trained with other seeds. `label` is what measures of classes
+    take for the class of an image. `spliced` is what its model does with the reconstruction. Scores
+    are of `test` unless a measure says otherwise.
     """
 
     name: str
@@ -168,6 +179,7 @@ class Case:
     fit: Sample
     test: Sample
     seeds: Sequence[Dictionary] = ()
+    label: str | None = None
     splicing: Callable[[], Spliced] | None = None  # where a model is at hand
 
     @cached_property

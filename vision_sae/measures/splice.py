@@ -57,7 +57,7 @@ class Spliced:
 
 def splice(
     adapter: Adapter,
-    sae: SAE,
+    sae: SAE | Change,
     site: Site,
     tokens: Tokens,
     mean: Float[Tensor, " d"],
@@ -66,13 +66,15 @@ def splice(
 ) -> Spliced:
     """Zero-shot outcomes with `texts` as the classes, over (prepared images, class numbers).
 
+    In place of an SAE, any other change of the site's rows.
+
     Raises DataError for a model without text embeddings, pooled tokens, or no images.
     """
     if not isinstance(adapter, TextImageAdapter):
         raise DataError(f"{adapter.name} has no text embeddings, so there is no zero-shot accuracy")
     changes: dict[str, Change | None] = {
         "original": None,
-        "spliced": reconstruct(sae.eval()),
+        "spliced": reconstruct(sae.eval()) if isinstance(sae, SAE) else sae,
         "zero": lambda x: torch.zeros_like(x),
         "mean": lambda x: mean.to(x).expand_as(x),
     }

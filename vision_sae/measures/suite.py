@@ -9,12 +9,22 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from vision_sae.errors import DataError, UnknownName
-from vision_sae.measures import reconstruction
+from vision_sae.measures import (
+    agreement,
+    cknna,
+    geometry,
+    monosemanticity,
+    reconstruction,
+    seeds,
+    spatial,
+    splicing,
+    visaebench,
+)
 from vision_sae.measures.case import Case
 from vision_sae.measures.score import Scores, undefined
 
 Better = Literal["higher", "lower", "neither"]
-Need = Literal["labels", "patches", "embeddings", "seeds", "model"]
+Need = Literal["labels", "classes", "patches", "embeddings", "seeds", "model"]
 
 
 class Measure(NamedTuple):
@@ -39,6 +49,49 @@ MEASURES: tuple[Measure, ...] = (
             "dense": "lower",
         },
     ),
+    Measure("cknna", cknna.cknna, {"cknna": "higher"}),
+    Measure("geometry", geometry.geometry, {"nonorthogonality": "lower"}),
+    Measure(
+        "splicing",
+        splicing.splicing,
+        {"zero_shot": "higher", "zero_shot_kl": "lower", "zero_shot_recovered": "higher"},
+        ("model",),
+    ),
+    Measure(
+        "agreement",
+        agreement.agreement,
+        {"probe_agreement": "higher", "probe_kl": "lower"},
+        ("classes",),
+    ),
+    Measure(
+        "monosemanticity",
+        monosemanticity.monosemanticity,
+        {
+            "monosemanticity": "higher",
+            "monosemanticity_best": "higher",
+            "monosemanticity_floor": "neither",
+        },
+        ("embeddings",),
+    ),
+    Measure("uniqueness", monosemanticity.uniqueness, {"uniqueness": "higher", "jaccard": "lower"}),
+    Measure(
+        "seeds",
+        seeds.seeds,
+        {"stability": "higher", "shared": "higher", "stability_mmcs": "higher"},
+        ("seeds",),
+    ),
+    Measure("spatial", spatial.spatial, {"morans_i": "higher", "non_local": "lower"}, ("patches",)),
+    # ViSAEBench's seven, by its definitions
+    Measure(
+        "visaebench.spatial", visaebench.spatial, {"visaebench.spatial": "higher"}, ("patches",)
+    ),
+    Measure("visaebench.fvu", visaebench.fvu, {"visaebench.fvu": "lower"}),
+    Measure(
+        "visaebench.monosemanticity",
+        visaebench.monosemanticity,
+        {"visaebench.monosemanticity": "higher"},
+        ("embeddings",),
+    ),
 )
 
 
@@ -49,6 +102,7 @@ def missing(case: Case, need: Need) -> str | None:
             bool(case.fit.labels.names and case.test.labels.names),
             "the images carry no labels that at least 5 of them share",
         ),
+        "classes": (case.label is not None, "no label says which class an image is of; name one"),
         "patches": (case.test.layout.grid is not None, "the site has no patches"),
         "embeddings": (
             case.test.embeddings is not None,
