@@ -11,6 +11,7 @@ from vision_sae.checkpoint import load, save
 from vision_sae.data import open_data
 from vision_sae.extract import extract
 from vision_sae.jobs import (
+    compare,
     detect_factors,
     extract_to,
     known_names,
@@ -46,6 +47,7 @@ __all__ = [
     "Stream",
     "TrainConfig",
     "capture",
+    "compare",
     "detect_factors",
     "edit",
     "evaluate",

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vision_sae import plugins
-from vision_sae.cli import demo, many, show, steps
+from vision_sae.cli import compare, demo, many, show, steps
 from vision_sae.cli.options import (
     Acts,
     BatchSize,
@@ -350,6 +350,8 @@ def run_demo(
     with show.errors():
         demo.run(out)
 
+
+app.command(name="compare")(compare.run)
 
 for recipe in plugins.names(plugins.RECIPES):  # vision-sae unlearn ..., and other packages'
     app.add_typer(plugins.load(plugins.RECIPES, recipe), name=recipe)

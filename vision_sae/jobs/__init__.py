@@ -3,6 +3,7 @@
 images -> extract -> acts/ -> train -> sae/ -> evaluate -> name -> report -> report/index.html
 """
 
+from vision_sae.jobs.comparison import Comparison, compare
 from vision_sae.jobs.extraction import extract_to
 from vision_sae.jobs.findings import (
     findings_as_data,
@@ -21,10 +22,12 @@ from vision_sae.jobs.sweep import SweepIndex, train_sweep
 from vision_sae.jobs.training import store_of, train_store
 
 __all__ = [
+    "Comparison",
     "Material",
     "SuiteConfig",
     "SuiteIndex",
     "SweepIndex",
+    "compare",
     "detect_factors",
     "extract_to",
     "findings_as_data",

@@ -1,5 +1,6 @@
 """Splice an SAE's reconstruction into the model it came from, and measure zero-shot accuracy."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from vision_sae.errors import DataError, UnknownName
 from vision_sae.matching import check_match, check_model
 from vision_sae.measures.splice import Spliced, splice
 from vision_sae.model.adapter import Adapter, TextImageAdapter
+from vision_sae.model.edit import Change
 from vision_sae.model.probing import probe_site
 from vision_sae.sae import SAE
 from vision_sae.store import Store
@@ -40,24 +42,55 @@ def splice_sae(
     The classes are all values of `label` (by default `name`, else `label`) among the store's
     images and these. Raises MismatchError, DataError, UnknownName for a label that is not there.
     """
-    check_model(adapter, store)
     check_match(sae, store)
-    if not isinstance(adapter, TextImageAdapter):
-        raise DataError(f"{adapter.name} has no text embeddings, so there is no zero-shot accuracy")
-    source = source or open_data(store.index.provenance.data, commands=False)
-    known = [*store.about, *(item.about for item in islice(source.items(), images))]
-    label = _label_key(known, label)
-    classes = sorted({str(about[label]) for about in known if label in about})
-    texts = adapter.embed_texts(classes).cpu()
-    where = store.index.provenance
-    site = probe_site(adapter, where.site, adapter.prepare([first_image(source)]))
-    skipped: list[str] = []
-    batches = _labelled(adapter, source, label, classes, images, skipped, tell)
-    mean = store.sample(2**14).mean(0)
-    found = splice(adapter, sae, site, where.tokens, mean, texts, batches)
-    for line in skipped:
-        log.warning("left out of splicing: %s", line)
-    return replace(found, skipped=tuple(skipped))
+    return Splicer(adapter, store, source=source, label=label, images=images)(sae, tell)
+
+
+class Splicer:
+    """Splices one SAE after another into a model, on the same images; see `splice_sae`.
+
+    `digest` says in a few letters which images, classes and model.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        store: Store,
+        *,
+        source: ImageSource | None = None,
+        label: str | None = None,
+        images: int = 1000,
+    ) -> None:
+        check_model(adapter, store)
+        if not isinstance(adapter, TextImageAdapter):
+            raise DataError(
+                f"{adapter.name} has no text embeddings, so there is no zero-shot accuracy"
+            )
+        self.adapter, self.images = adapter, images
+        self.source = source or open_data(store.index.provenance.data, commands=False)
+        known = [*store.about, *(item.about for item in islice(self.source.items(), images))]
+        self.label = _label_key(known, label)
+        self.classes = sorted({str(about[self.label]) for about in known if self.label in about})
+        self.texts = adapter.embed_texts(self.classes).cpu()
+        where = store.index.provenance
+        self.site = probe_site(adapter, where.site, adapter.prepare([first_image(self.source)]))
+        self.tokens, self.mean = where.tokens, store.sample(2**14).mean(0)
+        parts = [where.fingerprint, where.site, where.tokens, self.source.name, self.label]
+        text = "\0".join([*parts, str(images), *self.classes])
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __call__(
+        self, sae: SAE | Change, tell: Callable[[int], None] = lambda images: None
+    ) -> Spliced:
+        """An SAE, or any other change of the site's rows."""
+        skipped: list[str] = []
+        batches = _labelled(
+            self.adapter, self.source, self.label, self.classes, self.images, skipped, tell
+        )
+        found = splice(self.adapter, sae, self.site, self.tokens, self.mean, self.texts, batches)
+        for line in skipped:
+            log.warning("left out of splicing: %s", line)
+        return replace(found, skipped=tuple(skipped))
 
 
 def _label_key(about: Sequence[dict[str, Any]], label: str | None) -> str:
