@@ -104,4 +104,5 @@ def semi_nmf(
 
 def _atoms(F: Float[Tensor, "n r"], X: Float[Tensor, "n d"]) -> Float[Tensor, "r d"]:
     ridge = 1e-9 * F.square().sum() / F.shape[1] * torch.eye(F.shape[1]).to(F)
-    return torch.linalg.solve(F.T @ F + ridge, F.T @ X)
+    atoms: Tensor = torch.linalg.solve(F.T @ F + ridge, F.T @ X)
+    return atoms
