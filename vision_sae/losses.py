@@ -115,16 +115,32 @@ def reconstruction(p: Pass) -> Float[Tensor, ""]:
     "fvu": over the batch's variance. "mse": summed over dimensions, mean over rows.
     """
     unit = p.spread if p.sae.config.sparsity.loss == "fvu" else float(p.rows)
-    settings = p.sae.config.nest
-    if settings is None:
+    if p.sae.config.nest is None:
         return p.group.latents.part_of(squared(p.residual) / unit)
-    bias = p.sae.b_dec
-    parts = nest.reconstructions(settings, p.codes, p.sae.W_dec, bias, p.seed * 7919 + p.step)
-    skipped = p.sae.skipped(p.x)
-    if isinstance(skipped, Tensor):
-        parts = parts + skipped[:, None]
-    errors = (p.target[:, None] - parts).square().sum((0, 2)) / unit
-    return errors @ settings.weights(len(errors)).to(errors)
+    return _nested(p, p.sae.config.nest) / unit
+
+
+def _nested(p: Pass, settings: nest.AnyNest) -> Float[Tensor, ""]:
+    """The squared errors of all nested reconstructions, weighted, over all rows."""
+    seed = p.seed * 7919 + p.step
+    goal = p.target - p.sae.b_dec - p.sae.skipped(p.x)
+    prefix = settings.drawn(p.sae.config.s, seed)
+    whole = _nested_error(p, settings, p.codes, goal, seed)
+    if prefix is None:
+        return whole
+    if p.sae.config.sparsity.competes:
+        of_prefix = p.sae.encoded(p.x, prefix=prefix).codes
+    else:
+        of_prefix = nest.first(p.codes, prefix)
+    share = settings.prefix_weight  # type: ignore[union-attr]
+    return whole * (1 - share) + _nested_error(p, settings, of_prefix, goal, seed) * share
+
+
+def _nested_error(
+    p: Pass, settings: nest.AnyNest, codes: AnyCodes, goal: Tensor, seed: int
+) -> Float[Tensor, ""]:
+    parts = nest.parts(settings, codes, p.sae.W_dec, seed)
+    return nest.error(parts, goal, settings.weights(parts.shape[1]))
 
 
 def multi_topk(p: Pass) -> Float[Tensor, ""] | None:

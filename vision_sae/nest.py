@@ -1,9 +1,10 @@
-"""Nested reconstructions: Matryoshka losses over dictionary prefixes and over k.
+"""Nested reconstructions: Matryoshka losses over dictionary prefixes, over k, and over both.
 
 The entries of a code are dealt into G groups; the first g groups together must reconstruct.
 """
 
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,12 +12,23 @@ from pydantic import Field
 from torch import Tensor
 
 from vision_sae.config import Frozen
+from vision_sae.errors import ConfigError
 from vision_sae.sparse import kernels
 from vision_sae.sparse.codes import AnyCodes, Codes, Support
 
 
 class _Nest(Frozen):
+    """`mean` divides by the number of nested losses; `sum` adds them up."""
+
     reduction: Literal["mean", "sum"] = "mean"
+
+    def drawn(self, s: int, seed: int) -> int | None:
+        """The length of a prefix that is trained as a dictionary of its own in this step."""
+        return None
+
+    def shortest(self, s: int) -> int | None:
+        """The shortest prefix that is trained; None where none is."""
+        return None
 
     def weights(self, groups: int) -> Float[Tensor, " g"]:
         """What each nested loss counts."""
@@ -36,6 +48,9 @@ class Prefixes(_Nest):
         """The prefix lengths: ascending, distinct, the last being s."""
         return sorted({max(1, round(share * s)) for share in self.shares} | {s})
 
+    def shortest(self, s: int) -> int:
+        return self.bounds(s)[0]
+
     def groups(self, codes: AnyCodes, seed: int) -> list[int]:
         return self.bounds(codes.width)
 
@@ -49,6 +64,9 @@ class RandomPrefixes(_Nest):
     kind: Literal["random"] = "random"
     count: int = Field(10, ge=2)
     power: float = Field(0.5, gt=0, le=1)
+
+    def shortest(self, s: int) -> int:
+        return 1
 
     def groups(self, codes: AnyCodes, seed: int) -> list[int]:
         s, generator = codes.width, torch.Generator().manual_seed(seed)
@@ -84,25 +102,105 @@ class Ks(_Nest):
         return [*ks, codes.width] if more and ks[-1] < codes.width else ks
 
 
-Nest = Annotated[Prefixes | RandomPrefixes | Ks, Field(discriminator="kind")]
+class Both(Ks):
+    """Over k and over prefixes at once: any k of any prefix is an SAE of its own.
+
+    In each step the whole dictionary and one prefix, drawn from `shares`, are nested over k. The
+    prefix's latents compete among themselves, as they do when it is used: for `encode(x, k=,
+    prefix=)` every combination is what training saw. `prefix_weight` is what the prefix counts, the
+    whole counting 1 less that.
+    """
+
+    kind: Literal["both"] = "both"  # type: ignore[assignment]
+    shares: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    prefix_weight: float = Field(0.5, gt=0, lt=1)
+
+    def bounds(self, s: int) -> list[int]:
+        """The prefix lengths, ascending and distinct, and s."""
+        return sorted({max(1, round(share * s)) for share in self.shares} | {s})
+
+    def shortest(self, s: int) -> int:
+        return self.bounds(s)[0]
+
+    def drawn(self, s: int, seed: int) -> int:
+        shorter = self.bounds(s)[:-1] or [s]
+        generator = torch.Generator().manual_seed(seed)
+        return shorter[int(torch.randint(len(shorter), (), generator=generator))]
 
 
-def reconstructions(
-    nest: Prefixes | RandomPrefixes | Ks,
-    codes: AnyCodes,
-    atoms: Float[Tensor, "s d"],
-    bias: Float[Tensor, " d"],
-    seed: int,
+AnyNest = Prefixes | RandomPrefixes | Ks | Both
+Nest = Annotated[AnyNest, Field(discriminator="kind")]
+
+
+def check(nest: AnyNest | None, s: int, k: int | None, prefix: int | None) -> None:
+    """Raises ConfigError where an SAE does not serve a k or a prefix, and says what it does."""
+    if prefix is not None:
+        shortest = nest.shortest(s) if nest else None
+        if shortest is None:
+            raise ConfigError(
+                f"prefix={prefix}: this SAE was not trained over prefixes (nest=prefix, random or "
+                "both), so its first latents are no dictionary of their own"
+            )
+        if not shortest <= prefix <= s:
+            raise ConfigError(
+                f"prefix={prefix}: this SAE was trained for prefixes of {shortest} to {s} latents"
+            )
+    if k is not None and isinstance(nest, Ks) and not min(nest.ks) <= k <= max(nest.ks):
+        raise ConfigError(f"k={k}: this SAE was trained for k of {min(nest.ks)} to {max(nest.ks)}")
+
+
+def parts(
+    nest: AnyNest, codes: AnyCodes, atoms: Float[Tensor, "s d"], seed: int
 ) -> Float[Tensor, "n g d"]:
-    """The reconstruction from each nested part, smallest first, in one pass over the entries."""
+    """What each group of entries decodes to, without bias, in one pass over the entries."""
     bounds = nest.groups(codes, seed)
     if not isinstance(codes, Codes):
         if not isinstance(nest, Ks):
-            return _dense(codes.values, atoms, bounds).cumsum(1) + bias
+            return _dense(codes.values, atoms, bounds)
         codes = codes.sparse()
-    place = ranks(codes) if isinstance(nest, Ks) else codes.indices
-    parts = _dealt(codes, atoms, place, bounds)
-    return parts.cumsum(1) + bias
+    return _dealt(codes, atoms, bounds, by_rank=isinstance(nest, Ks))
+
+
+def error(
+    parts: Float[Tensor, "n g d"], goal: Float[Tensor, "n d"], weights: Float[Tensor, " g"]
+) -> Float[Tensor, ""]:
+    """sum over g of weights_g |goal - (parts_1 + ... + parts_g)|^2, over all rows.
+
+    Forward and gradient in one sweep, so that no other tensor of the parts' size is kept.
+    """
+    total: Tensor = _Error.apply(parts, goal, weights.to(parts))
+    return total
+
+
+BLOCK = 128  # rows that fit in a CPU's cache with all their groups
+
+
+class _Error(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, goal: Tensor, weights: Tensor) -> Tensor:
+        slope = torch.empty_like(parts)  # - half the gradient of the parts
+        total = parts.new_zeros(())
+        step = BLOCK if parts.device.type == "cpu" else max(1, len(parts))
+        for first in range(0, len(parts), step):
+            rows = slice(first, first + step)
+            left = torch.cumsum(parts[rows], 1, out=slope[rows]).neg_().add_(goal[rows, None])
+            weighted = left * weights[:, None]
+            total += torch.dot(weighted.view(-1), left.reshape(-1))
+            left.copy_(weighted)
+            for g in reversed(range(left.shape[1] - 1)):
+                left[:, g] += left[:, g + 1]
+        ctx.save_for_backward(slope)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        to_parts, to_goal, _ = ctx.needs_input_grad
+        return (
+            slope * (-2 * grad) if to_parts else None,
+            slope[:, 0] * (2 * grad) if to_goal else None,
+            None,
+        )
 
 
 def _dense(values: Tensor, atoms: Tensor, bounds: list[int]) -> Tensor:
@@ -112,20 +210,53 @@ def _dense(values: Tensor, atoms: Tensor, bounds: list[int]) -> Tensor:
 
 def ranks(codes: Codes) -> Int[Tensor, " e"]:
     """The place of each entry among its row's, the strongest being 0."""
-    by_value = codes.values.detach().abs().argsort(descending=True, stable=True)
-    order = by_value[codes.rows[by_value].argsort(stable=True)]
-    place = torch.arange(len(order), device=order.device) - codes.offsets[codes.rows[order]]
-    return torch.empty_like(order).scatter_(0, order, place)
+    order = _in_rows(codes, -codes.values.detach().abs())
+    return torch.empty_like(order).scatter_(0, order, _places(codes))
 
 
-def _dealt(codes: Codes, atoms: Tensor, place: Tensor, bounds: list[int]) -> Float[Tensor, "n g d"]:
+def strongest(codes: Codes, k: int) -> Codes:
+    """The k strongest entries of each row."""
+    kept = (ranks(codes) < k).nonzero()[:, 0]
+    return Codes(codes.values[kept], codes.support.at(kept))
+
+
+def first(codes: AnyCodes, prefix: int) -> AnyCodes:
+    """The entries of the first latents."""
+    if not isinstance(codes, Codes):
+        inside = torch.arange(codes.width, device=codes.values.device) < prefix
+        return codes.map(lambda values: values * inside)
+    kept = (codes.indices < prefix).nonzero()[:, 0]
+    return Codes(codes.values[kept], codes.support.at(kept))
+
+
+def _in_rows(codes: Codes, key: Tensor) -> Int[Tensor, " e"]:
+    """The order that sorts the entries of each row by a key, the rows staying as they are."""
+    n, entries = len(codes), len(key)
+    if n and entries % n == 0 and bool((codes.offsets.diff() == entries // n).all()):
+        starts = codes.offsets[:-1, None]
+        return (key.view(n, -1).argsort(1) + starts).flatten()
+    by_key = key.argsort(stable=True)
+    return by_key[codes.rows[by_key].argsort(stable=True)]
+
+
+def _places(codes: Codes) -> Int[Tensor, " e"]:
+    """0, 1, 2, ... within each row."""
+    return torch.arange(len(codes.indices), device=codes.rows.device) - codes.offsets[codes.rows]
+
+
+def _dealt(
+    codes: Codes, atoms: Tensor, bounds: list[int], *, by_rank: bool
+) -> Float[Tensor, "n g d"]:
     """Each row's entries decoded group by group, as n * G short rows."""
     n, groups = len(codes), len(bounds)
-    edges = torch.tensor(bounds, device=place.device)
-    group = torch.searchsorted(edges, place, right=True)
-    inside = group < groups  # entries past the largest k
-    short_row = (codes.rows * groups + group)[inside]
-    short_row, order = short_row.sort(stable=True)
-    support = Support.of_rows(short_row, codes.indices[inside][order], n * groups, codes.width)
-    parts: Tensor = kernels.decode(Codes(codes.values[inside][order], support), atoms)
-    return parts.view(n, groups, -1)
+    order = _in_rows(codes, -codes.values.detach().abs() if by_rank else codes.indices)
+    place = _places(codes) if by_rank else codes.indices[order]
+    group = torch.searchsorted(torch.tensor(bounds, device=place.device), place, right=True)
+    short_row = codes.rows * groups + group  # sorting inside rows leaves the rows in place
+    if bool((group == groups).any()):  # entries past the largest k
+        inside = (group < groups).nonzero()[:, 0]
+        short_row, order = short_row[inside], order[inside]
+    support = Support.of_rows(short_row, codes.indices[order], n * groups, codes.width)
+    support = replace(support, row_gradients=codes.support.row_gradients)
+    decoded: Tensor = kernels.decode(Codes(codes.values[order], support), atoms)
+    return decoded.view(n, groups, -1)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vision_sae import families
+from vision_sae import nest as nested
 from vision_sae.config import Frozen, plain_error
 from vision_sae.dictionary import Archetypal, Archetypes
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.families import BatchTopK, Encoded, Family
-from vision_sae.nest import Nest
+from vision_sae.nest import Both, Ks, Nest
 from vision_sae.parallel import ALONE, Group
 from vision_sae.provenance import Provenance
 from vision_sae.rows import RowNorm, RowTreatment, treat_rows
@@ -71,6 +72,8 @@ class SAEConfig(Frozen):
             return "a transcoder (d_out) has tied=False, centred=False and rows='none'"
         if self.rescale and not self.sparsity.competes:
             return f"rescale is for families whose latents compete; {self.sparsity.kind} is none"
+        if isinstance(self.nest, Both) and self.sparsity.kind in ("groupmax", "mp"):
+            return f"nest='both' is not for {self.sparsity.kind}, which cannot choose in a prefix"
         if self.skip and self.d_out is None:
             return "skip is for transcoders: set d_out"
         if self.dictionary and (self.tied or self.atoms == "unit"):
@@ -208,24 +211,41 @@ class SAE(nn.Module):
         pre = torch.addmm(self.b_enc, self.read(x), self.W_enc.T)
         return pre.view(*x.shape[:-1], self.config.s)
 
-    def encode(self, x: Float[Tensor, "*n d"], *, k: int | None = None) -> Codes:
-        """Sparse codes; leading axes are flattened to rows. `k` in place of the family's own.
+    def encode(
+        self, x: Float[Tensor, "*n d"], *, k: int | None = None, prefix: int | None = None
+    ) -> Codes:
+        """Sparse codes; leading axes are flattened to rows.
 
-        Raises DataError on another width, ConfigError for a k that the family does not have.
+        `k` in place of the family's own; of an SAE nested over k, any that it was trained for.
+        `prefix`: the first latents only, as a dictionary of their own, of an SAE nested over
+        prefixes. Raises DataError on another width, ConfigError for a k or prefix that the SAE does
+        not serve.
         """
-        return _sparse(self.encoded(x, k=k).codes)
+        family, nest = self.config.sparsity, self.config.nest
+        nested.check(nest, self.config.s, k, prefix)
+        over_k = isinstance(nest, Ks)
+        alone = prefix if isinstance(nest, Both) and family.competes else None
+        codes = _sparse(self.encoded(x, k=None if over_k else k, prefix=alone).codes)
+        if prefix is not None and alone is None:
+            codes = _sparse(nested.first(codes, prefix))
+        return codes if k is None or not over_k else nested.strongest(codes, k)
 
-    def encoded(self, x: Float[Tensor, "*n d"], *, k: int | None = None) -> Encoded:
-        """Codes in whichever form is faster to train on, with the pre-activations behind them."""
-        return self._encoded(self.treated(x).rows, k)
+    def encoded(
+        self, x: Float[Tensor, "*n d"], *, k: int | None = None, prefix: int | None = None
+    ) -> Encoded:
+        """Codes in whichever form is faster to train on, with the pre-activations behind them.
 
-    def _encoded(self, rows: Tensor, k: int | None = None) -> Encoded:
+        With `prefix` only the first latents compete with each other.
+        """
+        return self._encoded(self.treated(x).rows, k, prefix)
+
+    def _encoded(self, rows: Tensor, k: int | None = None, prefix: int | None = None) -> Encoded:
         family = self.config.sparsity
         if rows.requires_grad or not self.config.centred:
-            return family.encode(self, self._centred(rows), k=k)
+            return family.encode(self, self._centred(rows), k=k, prefix=prefix)
         with torch.no_grad():  # b_dec's gradient comes from the codes, without one for all rows
             centred = self._centred(rows)
-        return family.encode(self, centred, k=k, centre=self._offset)
+        return family.encode(self, centred, k=k, prefix=prefix, centre=self._offset)
 
     def decode(self, codes: AnyCodes) -> Float[Tensor, "n o"]:
         """Codes times atoms, plus b_dec (and no skip path)."""

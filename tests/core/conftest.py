@@ -81,6 +81,7 @@ NESTS = {
     "random": {"kind": "random", "count": 4},
     "ks": {"kind": "k", "ks": (1, 2)},
     "reversed": {"kind": "k", "ks": (1, 3), "weighting": "reversed"},
+    "both": {"kind": "both", "ks": (1, 3), "shares": (0.25, 0.5)},
 }
 POINTS = {"kind": "archetypal", "points": 10, "delta": 0.5}
 FREE = {"atoms": "free"}
@@ -107,6 +108,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "batchtopk-unit": {"family": "batchtopk", "k": 3, "atoms": "unit"},
     "batchtopk-competing": {"family": "batchtopk", "k": 3, **COMPETING},
     "batchtopk-prefix": {"family": "batchtopk", "k": 3, "nest": NESTS["prefix"]},
+    "batchtopk-both": {"family": "batchtopk", "k": 3, "nest": NESTS["both"]},
     "batchtopk-transcoder": {"family": "batchtopk", "k": 3, "d_out": OUT, "rescale": True},
     "abstopk": {"family": "abstopk", "k": 3},
     "abstopk-competing": {"family": "abstopk", "k": 3, **COMPETING},
@@ -119,6 +121,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "relu-uncentred": {"family": "relu", "coefficient": 0.3, "centred": False},
     "relu-prefix": {"family": "relu", "coefficient": 0.3, "nest": NESTS["prefix"]},
     "relu-ks": {"family": "relu", "coefficient": 0.3, "nest": NESTS["ks"]},
+    "relu-both": {"family": "relu", "coefficient": 0.3, "nest": NESTS["both"]},
     "relu-skip": {"family": "relu", "coefficient": 0.3, "d_out": OUT, "skip": True},
     "relu-archetypal": {"family": "relu", "coefficient": 0.3, "dictionary": POINTS},
     "panneal": {"family": "panneal", "coefficient": 0.3, "updates": 3},

@@ -48,8 +48,11 @@ def largest(scores: Tensor, k: int) -> Tensor:
     return keep
 
 
-def chosen(sae: SAE, z: Tensor, k: int | None) -> Tensor:
-    """Which entries a family that counts them keeps."""
+def chosen(sae: SAE, z: Tensor, k: int | None, prefix: int | None = None) -> Tensor:
+    """Which entries a family that counts them keeps, of all or of the first latents."""
+    if prefix is not None:
+        inside = chosen(_cut(sae, prefix), z[:, :prefix], k)
+        return torch.nn.functional.pad(inside, (0, z.shape[1] - prefix))
     family: Any = sae.config.sparsity
     k = k or family.k
     scores = z.detach()
@@ -64,6 +67,16 @@ def chosen(sae: SAE, z: Tensor, k: int | None) -> Tensor:
     return torch.stack([largest(row, k) for row in scores])
 
 
+def _cut(sae: SAE, prefix: int) -> SAE:
+    """The first latents as an SAE of their own."""
+    cut = SAE(sae.config.model_copy(update={"s": prefix, "nest": None})).double()
+    with torch.no_grad():
+        for name, value in sae.state_dict().items():
+            own = cut.state_dict()[name]
+            own.copy_(value[:prefix] if own.shape[:1] == (prefix,) else value)
+    return cut.train(sae.training)
+
+
 def kernel_of(sae: SAE, z: Tensor) -> Tensor:
     """(1 / eps) K((z - theta) / eps), without gradient."""
     family: Any = sae.config.sparsity
@@ -72,7 +85,9 @@ def kernel_of(sae: SAE, z: Tensor) -> Tensor:
     return torch.where(u.abs() < half, kernel(u), 0) / family.bandwidth
 
 
-def slow_codes(sae: SAE, rows: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
+def slow_codes(
+    sae: SAE, rows: Tensor, k: int | None = None, prefix: int | None = None
+) -> tuple[Tensor, Tensor]:
     """z and f, both [n s]."""
     family: Any = sae.config.sparsity
     z = (rows - sae.b_dec if sae.config.centred else rows) @ sae.W_enc.T + sae.b_enc
@@ -80,7 +95,7 @@ def slow_codes(sae: SAE, rows: Tensor, k: int | None = None) -> tuple[Tensor, Te
         case "relu" | "panneal":
             return z, z.relu()
         case "abstopk":
-            return z, z * chosen(sae, z, k)
+            return z, z * chosen(sae, z, k, prefix)
         case "gated":
             magnitude = sae.r_mag.exp() * (z - sae.b_enc) + sae.b_mag
             return z, (z > 0) * magnitude.relu()
@@ -92,7 +107,7 @@ def slow_codes(sae: SAE, rows: Tensor, k: int | None = None) -> tuple[Tensor, Te
         case "mp":
             return z, slow_pursuit(sae, rows - sae.b_dec, k or family.k)
         case _:
-            return z, z.relu() * chosen(sae, z, k)
+            return z, z.relu() * chosen(sae, z, k, prefix)
 
 
 def slow_pursuit(sae: SAE, residual: Tensor, k: int) -> Tensor:
@@ -122,6 +137,14 @@ def slow_loss(sae: SAE, x: Tensor, target: Tensor | None) -> Tensor:
     spread = (goal - goal.mean(0)).square().sum()
     unit = spread if family.loss == "fvu" else len(x)
     parts, weights = slow_parts(sae, f)
+    if isinstance(sae.config.nest, nest.Both):
+        share, prefix = sae.config.nest.prefix_weight, sae.config.nest.drawn(sae.config.s, 0)
+        alone = slow_codes(sae, rows, prefix=prefix)[1] * (torch.arange(sae.config.s) < prefix)
+        more, same = slow_parts(sae, alone)
+        parts, weights = (
+            parts + more,
+            [w * (1 - share) for w in weights] + [w * share for w in same],
+        )
     errors = [(goal - slow_decode(sae, part, rows)).square().sum() / unit for part in parts]
     loss = sum(w * e for w, e in zip(weights, errors, strict=True)) + slow_penalty(sae, z, f, goal)
     if getattr(family, "multi", None):
@@ -136,7 +159,8 @@ def slow_parts(sae: SAE, f: Tensor) -> tuple[list[Tensor], list[float]]:
     if n is None:
         return [f], [1.0]
     if isinstance(n, nest.Ks):
-        whole = [s] if getattr(sae.config.sparsity, "k", s) > max(n.ks) else []
+        more = not hasattr(sae.config.sparsity, "k") or int((f != 0).sum(1).max()) > max(n.ks)
+        whole = [s] if more else []
         ks = [*n.ks, *whole]  # what is past the largest k counts with all of them together
         parts = [f * torch.stack([largest(row.abs(), k) for row in f.detach()]) for k in ks]
         raw = list(range(len(parts), 0, -1)) if n.weighting == "reversed" else [1] * len(parts)

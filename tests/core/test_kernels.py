@@ -166,6 +166,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "topk-multi": {"k": 2, "multi": 2},
     "topk-ks": {"k": 4, "nest": {"kind": "k", "ks": (1, 2, 4)}},
     "topk-prefix": {"k": 4, "nest": {"kind": "prefix"}},
+    "topk-both": {"k": 4, "nest": {"kind": "both", "ks": (1, 2, 4)}},
     "abstopk": {"family": "abstopk", "k": 4},
     "batchtopk": {"family": "batchtopk", "k": 4},
     "relu": {"family": "relu"},

@@ -204,6 +204,72 @@ def test_what_the_nested_losses_count(options: dict[str, Any], want: list[float]
     torch.testing.assert_close(nest.Ks(ks=(1, 2, 4), **options).weights(3), torch.tensor(want))
 
 
+BOTH = {"kind": "both", "ks": (2, 4), "shares": (0.25, 0.5)}
+
+
+def test_a_nested_topk_serves_any_k_of_any_prefix_as_an_sae_of_that_size() -> None:
+    """Weights cut to the prefix, in an SAE of that k, give the same codes."""
+    sae = SAE(SAEConfig.of(6, 16, k=4, nest=BOTH)).eval()
+    x = torch.randn(5, 6)
+    for k in (2, 3, 4):
+        for m in (4, 10, 16):
+            small = SAE(SAEConfig.of(6, m, k=k)).eval()
+            with torch.no_grad():
+                small.W_enc.copy_(sae.W_enc[:m])
+            want = torch.nn.functional.pad(small.encode(x).to_dense(), (0, 16 - m))
+            torch.testing.assert_close(sae.encode(x, k=k, prefix=m).to_dense(), want)
+
+
+@pytest.mark.parametrize("family", ["topk", "batchtopk", "relu", "jumprelu"])
+@pytest.mark.parametrize("nested", [{"kind": "prefix"}, {"kind": "random"}])
+def test_a_prefix_of_an_sae_nested_over_prefixes_is_what_training_saw(
+    family: str, nested: dict[str, Any]
+) -> None:
+    """The codes of all, cut: later latents still compete."""
+    sae = SAE(SAEConfig.of(6, 16, family, nest=nested)).eval()
+    if family == "batchtopk":
+        sae.threshold.fill_(0.3)
+    x = torch.randn(5, 6)
+    want = sae.encode(x).to_dense()
+    want[:, 4:] = 0
+    torch.testing.assert_close(sae.encode(x, prefix=4).to_dense(), want)
+
+
+@pytest.mark.parametrize("family", ["relu", "jumprelu", "batchtopk"])
+def test_k_of_an_sae_nested_over_k_keeps_the_strongest(family: str) -> None:
+    sae = SAE(SAEConfig.of(6, 16, family, nest={"kind": "k", "ks": (2, 4)})).eval()
+    if family == "batchtopk":
+        sae.threshold.fill_(0.1)
+    x = torch.randn(5, 6)
+    whole = sae.encode(x).to_dense()
+    want = whole * torch.zeros_like(whole).scatter(1, whole.topk(3).indices, 1.0)
+    torch.testing.assert_close(sae.encode(x, k=3).to_dense(), want)
+
+
+@pytest.mark.parametrize(
+    ("nested", "asked", "message"),
+    [
+        (None, {"prefix": 4}, r"prefix=4: this SAE was not trained over prefixes \(nest=prefix"),
+        ({"kind": "k", "ks": (2, 4)}, {"prefix": 4}, "not trained over prefixes"),
+        ({"kind": "prefix"}, {"prefix": 17}, "trained for prefixes of 1 to 16 latents"),
+        (BOTH, {"prefix": 3}, "prefix=3: this SAE was trained for prefixes of 4 to 16 latents"),
+        (BOTH, {"k": 1}, "k=1: this SAE was trained for k of 2 to 4"),
+        (BOTH, {"k": 5}, "k=5: this SAE was trained for k of 2 to 4"),
+    ],
+)
+def test_what_an_sae_was_not_trained_for_is_refused(
+    nested: dict[str, Any] | None, asked: dict[str, int], message: str
+) -> None:
+    sae = SAE(SAEConfig.of(6, 16, k=4, nest=nested))
+    with pytest.raises(ConfigError, match=message):
+        sae.encode(torch.randn(3, 6), **asked)
+
+
+def test_families_that_cannot_choose_in_a_prefix_are_not_nested_over_both() -> None:
+    with pytest.raises(ConfigError, match="nest='both' is not for groupmax"):
+        SAEConfig.of(6, 16, "groupmax", nest=BOTH)
+
+
 # ---- thresholds
 
 

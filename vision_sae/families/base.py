@@ -113,9 +113,13 @@ class Family(Frozen):
         x: Float[Tensor, "n d"],
         *,
         k: int | None = None,
+        prefix: int | None = None,
         centre: Float[Tensor, " d"] | None = None,
     ) -> Encoded:
-        """Codes of centred rows; `centre` is what was taken off them and awaits its gradient."""
+        """Codes of centred rows; `centre` is what was taken off them and awaits its gradient.
+
+        With `prefix` only the first latents compete with each other, where latents do.
+        """
         if k is not None and "k" not in type(self).model_fields:
             raise ConfigError(f"the {self.kind} family has no k to choose")
         if sae.training and self._mostly_active(sae, x):
@@ -123,7 +127,9 @@ class Family(Frozen):
             return Encoded(DenseCodes(self.activate(sae, z, lambda t: t)), z)
         with torch.no_grad():
             product = Product.of(x, sae.W_enc, sae.b_enc, sae.competing_norms())
-            support, known = self.entries(sae, product, k)
+            support, known = self.entries(sae, product.first(prefix), k)
+            if prefix is not None:
+                support = replace(support, width=sae.config.s)
             if sae.row_gradients:
                 support = replace(support, row_gradients=True)
         z = known

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vision_sae.errors import ConfigError
 from vision_sae.families.base import Encoded, Family, following, k_fits
 from vision_sae.sparse.codes import Codes
 
@@ -38,8 +39,16 @@ class MatchingPursuit(Family):
         sae.config = sae.config.model_copy(update={"sparsity": family})
 
     def encode(
-        self, sae: "SAE", x: Tensor, *, k: int | None = None, centre: Tensor | None = None
+        self,
+        sae: "SAE",
+        x: Tensor,
+        *,
+        k: int | None = None,
+        prefix: int | None = None,
+        centre: Tensor | None = None,
     ) -> Encoded:
+        if prefix is not None:
+            raise ConfigError("matching pursuit chooses among all atoms, not in a prefix")
         residual, atoms = following(x, centre), sae.W_dec
         going = torch.ones(len(x), dtype=torch.bool, device=x.device)
         values: list[Tensor] = []

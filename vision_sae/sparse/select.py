@@ -53,6 +53,13 @@ class Product:
         """Some rows only."""
         return replace(self, x=self.x[rows])
 
+    def first(self, latents: int | None) -> "Product":
+        """The first latents only; None means all."""
+        if latents is None:
+            return self
+        norms = None if self.norms is None else self.norms[:latents]
+        return replace(self, weight=self.weight[:latents], bias=self.bias[:latents], norms=norms)
+
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.x), len(self.weight)
