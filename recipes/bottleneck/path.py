@@ -1,0 +1,73 @@
+"""From codes and targets to a path of heads: scaling, centring, the solver, and a refit."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vision_sae.errors import ConfigError
+from vision_sae.recipes.bottleneck.head import Head
+from vision_sae.recipes.bottleneck.labels import Targets
+from vision_sae.recipes.bottleneck.solver import (
+    Array,
+    Problem,
+    Solution,
+    solve_path,
+    solve_support,
+    strengths,
+)
+
+Scale = Literal["deviation", "none"]
+
+
+@dataclass(frozen=True)
+class PathConfig:
+    """`scale`: concepts are penalised in units of their standard deviation, or of their codes.
+    `refit`: weights are fitted anew on the concepts that the penalty chose, with a small l2
+    penalty in its place (the relaxed lasso, Meinshausen 2007)."""
+
+    l1_ratio: float = 0.95
+    strengths: int = 30
+    smallest: float = 1e-2
+    scale: Scale = "deviation"
+    centre: bool = False
+    refit: bool = False
+    tolerance: float = 1e-4
+
+
+def heads(
+    X: Any,
+    targets: Targets,
+    config: PathConfig,
+    tell: Callable[[int], None] = lambda solved: None,
+) -> Iterator[tuple[Solution, Head]]:
+    """The head at each strength, from no concept on, with the solver's certificate."""
+    unit = units(X, config.scale)
+    means = np.asarray(X.mean(0)).ravel() if config.centre else np.zeros(X.shape[1])
+    problem = Problem(_scaled(X, unit), targets.Y, targets.loss, config.l1_ratio)
+    grid = strengths(problem, config.strengths, config.smallest)
+    for solution in solve_path(problem, grid, tolerance=config.tolerance, tell=tell):
+        W, b = solution.W, solution.b
+        if config.refit:
+            W, b = solve_support(problem, solution)
+        W = _scaled(W, unit)
+        yield solution, Head(targets.classes, W, b + W @ means, means, targets.several)
+
+
+def units(X: Any, scale: Scale) -> Array:
+    """What codes are multiplied by before fitting [s]; 0 for concepts that never vary."""
+    if scale not in ("deviation", "none"):
+        raise ConfigError(f"scale must be deviation or none; got {scale!r}")
+    mean = np.asarray(X.mean(0)).ravel()
+    square = np.asarray(X.multiply(X).mean(0)).ravel()
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    live = deviation > 1e-9 * np.sqrt(np.maximum(square, 1e-300))
+    unit: Array = np.where(live, 1.0 / np.where(live, deviation, 1), 0)
+    return unit if scale == "deviation" else live.astype(float)
+
+
+def _scaled(X: Any, unit: Array) -> Any:
+    from scipy.sparse import csr_array
+
+    return csr_array(X.multiply(unit[None, :]))
