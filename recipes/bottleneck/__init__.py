@@ -16,14 +16,16 @@ from vision_sae.recipes.bottleneck.concepts import (
     readers,
     side_by_side,
 )
+from vision_sae.recipes.bottleneck.edit import Association, Change, Edited
 from vision_sae.recipes.bottleneck.estimator import Bottleneck
+from vision_sae.recipes.bottleneck.explain import ClassConcept, Contribution, Explanation
 from vision_sae.recipes.bottleneck.files import load, save
 from vision_sae.recipes.bottleneck.head import Head, reaching
 from vision_sae.recipes.bottleneck.labels import read_labels
 from vision_sae.recipes.bottleneck.names import names_of
 
 __all__ = [
-    "Bottleneck", "Concepts", "Head", "Part", "Point", "Reader", "concepts_of_images",
-    "concepts_of_store", "load", "names_of", "reaching", "read_labels", "readers", "save",
-    "side_by_side",
+    "Association", "Bottleneck", "Change", "ClassConcept", "Concepts", "Contribution", "Edited",
+    "Explanation", "Head", "Part", "Point", "Reader", "concepts_of_images", "concepts_of_store",
+    "load", "names_of", "reaching", "read_labels", "readers", "save", "side_by_side",
 ]  # fmt: skip

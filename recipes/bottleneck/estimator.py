@@ -1,7 +1,7 @@
 """The bottleneck: a classifier that sees an image only through the concepts of an SAE."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,21 @@ from vision_sae.errors import ConfigError, MismatchError
 from vision_sae.recipes.bottleneck import measures
 from vision_sae.recipes.bottleneck.choice import By, Point, check_choice, choose, point
 from vision_sae.recipes.bottleneck.concepts import Concepts, Part
-from vision_sae.recipes.bottleneck.head import Head
+from vision_sae.recipes.bottleneck.edit import (
+    Association,
+    Change,
+    Edited,
+    associations,
+    changed_row,
+)
+from vision_sae.recipes.bottleneck.explain import (
+    ClassConcept,
+    Explanation,
+    class_concepts,
+    explain_rows,
+    reach,
+)
+from vision_sae.recipes.bottleneck.head import Head, Share
 from vision_sae.recipes.bottleneck.labels import Label, held_out, targets_for, targets_of
 from vision_sae.recipes.bottleneck.names import Finder
 from vision_sae.recipes.bottleneck.path import PathConfig, Scale, heads
@@ -37,7 +51,8 @@ class Bottleneck:
     of the path: see PathConfig; of all: `get_params`. `head="adam"` is the reference's head.
 
     After fitting: `head_`, `path_` (a Point per strength), `chosen_`, `validation_` (what the
-    chosen head does on the validation images, calibration included), `removed_`.
+    chosen head does on the validation images, calibration included), `removed_`
+    (concepts that it does not see).
     """
 
     head_: Head
@@ -203,26 +218,75 @@ class Bottleneck:
         """Concepts by number, name or part of a name."""
         return Finder(self._fitted.W.shape[1], self.names_, self.head_.used)
 
+    def explain(self, X: Codes, *, of: Any = None, against: Any = None) -> list[Explanation]:
+        """Why, for each image: signed contributions that sum to the logit of the predicted class,
+        of class `of`, or of its lead over class `against`. Raises UnknownName."""
+        return explain_rows(
+            self._fitted, self._codes(X), _keys(X), self.names_, of=of, against=against
+        )
+
+    def class_concepts(self, X: Codes, top: int = 20) -> dict[Any, list[ClassConcept]]:
+        """The concepts that decide for and against each class, over some images."""
+        return class_concepts(self._fitted, self._codes(X), self.names_, top=top)
+
+    def reach(self, X: Codes, of: Share = "absolute") -> dict[str, float]:
+        """Mean number of concepts that reach 90, 95 and 99% of the predicted class' logit."""
+        return reach(self._fitted, self._codes(X), of)
+
+    def edit(self, X: Codes, changes: Mapping[int | str, Change], of: Any = None) -> Edited:
+        """One image's prediction before and after some of its codes are changed.
+
+        Raises as `without` does, and DataError for other than one image.
+        """
+        codes, key = self._codes(X), _keys(X)[:1]
+        named = {i: change for one, change in changes.items() for i in self.find(one)}
+        other, told = changed_row(codes, named)
+        before, after = (
+            explain_rows(self._fitted, x, key, self.names_, of=of)[0] for x in (codes, other)
+        )
+        return Edited(before, after, tuple(told))
+
+    def associations(
+        self, X: Codes, y: Sequence[Label], attribute: Sequence[Any]
+    ) -> list[Association]:
+        """Which of the concepts in use speak of an attribute rather than of the classes: those to
+        remove when the attribute is spurious. Raises DataError."""
+        return associations(self._codes(X), self.head_.used, y, attribute, self.names_)
+
+    def refit(self, X: Codes, y: Sequence[Label], **options: Any) -> "Bottleneck":
+        """Fitted anew on the concepts that were not removed; options are those of `fit`."""
+        from scipy.sparse import csr_array
+
+        kept = np.ones(self._fitted.W.shape[1])
+        kept[self.removed_] = 0
+        codes = csr_array(self._codes(X).multiply(kept[None, :]))
+        rows = replace(X, codes=codes) if isinstance(X, Concepts) else codes
+        other = Bottleneck(**self.get_params()).fit(rows, y, **{"names": self.names_, **options})
+        other.removed_, other.parts_, other.about_ = self.removed_, self.parts_, self.about_
+        return other
+
     def without(self, concepts: Which, *, many: bool = False) -> "Bottleneck":
         """A copy that does not see these concepts (numbers or names).
 
         Each counts as absent; in a centred bottleneck as at its mean. Raises UnknownName for a
         name that matches none, ConfigError for one that matches many, unless `many`.
         """
-        return self._with(self.head_.drop(self.find(concepts, many=many)))
+        gone = self.find(concepts, many=many)
+        return self._with(self._fitted.drop(gone), gone)
 
     def only(self, concepts: Which, *, many: bool = False) -> "Bottleneck":
         """A copy that sees these concepts only; see `without`."""
-        return self._with(self.head_.keep(self.find(concepts, many=many)))
+        kept = set(self.find(concepts, many=many))
+        gone = [i for i in range(self._fitted.W.shape[1]) if i not in kept]
+        return self._with(self.head_.drop(gone), gone)
 
-    def _with(self, head: Head) -> "Bottleneck":
+    def _with(self, head: Head, gone: Sequence[int]) -> "Bottleneck":
         other = Bottleneck(**self.get_params())
         for name in ("path_", "chosen_", "validation_", "parts_", "names_", "about_"):
             if hasattr(self, name):
                 setattr(other, name, getattr(self, name))
         other.head_ = head
-        gone = set(self.head_.used) - set(head.used)
-        other.removed_ = sorted(set(self.removed_) | gone)
+        other.removed_ = sorted({*self.removed_, *gone})
         return other
 
 
