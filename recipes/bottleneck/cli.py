@@ -88,9 +88,9 @@ def fit(
         float | None, setting("Concepts per class (default 10) or decision (default 25).")
     ] = None,
     centre: Annotated[bool | None, setting("Take off the mean code.", "--centre")] = None,
-    refit: Annotated[
+    relaxed: Annotated[
         bool | None,
-        setting("Fit weights anew on the chosen concepts.", "--refit/--no-refit"),
+        setting("Fit weights anew on the chosen concepts.", "--relaxed/--no-relaxed"),
     ] = None,
     l1_ratio: Annotated[float | None, setting("l1 share of the penalty. Default: 0.95.")] = None,
     scale: Annotated[Scale | None, setting("Units of the penalty. Default: deviation.")] = None,
@@ -110,7 +110,7 @@ def fit(
     from vision_sae.recipes.bottleneck.inputs import Rows
 
     given = {
-        "choice": choice, "budget": budget, "centre": centre, "refit": refit, "scale": scale,
+        "choice": choice, "budget": budget, "centre": centre, "relaxed": relaxed, "scale": scale,
         "l1_ratio": l1_ratio, "strengths": strengths, "smallest": smallest, "head": head,
     }  # fmt: skip
     with show.errors():

@@ -145,7 +145,7 @@ def measured(
         "concepts per class": cbm.head_.W.nnz / len(cbm.classes_),
     }
     for of in ("absolute", "positive"):
-        for share, mean in cbm.reach(found, of).items():  # type: ignore[arg-type]
+        for share, mean in cbm.reach(found, of).items():
             numbers[f"concepts to {share} ({of})"] = mean
     if groups:
         parts = [read_labels(group, found.keys, found.about) for group in groups]

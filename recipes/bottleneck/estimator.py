@@ -70,7 +70,7 @@ class Bottleneck:
         smallest: float = 1e-2,
         scale: Scale = "deviation",
         centre: bool = False,
-        refit: bool = False,
+        relaxed: bool = False,
         calibrate: bool = True,
         validation: float = 0.2,
         tolerance: float = 1e-4,
@@ -78,7 +78,7 @@ class Bottleneck:
     ) -> None:
         self.choice, self.budget = choice, budget
         self.l1_ratio, self.strengths, self.smallest = l1_ratio, strengths, smallest
-        self.scale, self.centre, self.refit = scale, centre, refit
+        self.scale, self.centre, self.relaxed = scale, centre, relaxed
         self.calibrate, self.validation, self.tolerance = calibrate, validation, tolerance
         self.head = head
         self.parts_: tuple[Part, ...] = ()
@@ -144,7 +144,7 @@ class Bottleneck:
             some = adam_heads(codes, targets, tell=tell)
         elif self.head == "elastic-net":
             config = PathConfig(
-                self.l1_ratio, self.strengths, self.smallest, self.scale, self.centre, self.refit,
+                self.l1_ratio, self.strengths, self.smallest, self.scale, self.centre, self.relaxed,
                 self.tolerance,
             )  # fmt: skip
             some = heads(codes, targets, config, tell)

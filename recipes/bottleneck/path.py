@@ -24,7 +24,7 @@ Scale = Literal["deviation", "none"]
 @dataclass(frozen=True)
 class PathConfig:
     """`scale`: concepts are penalised in units of their standard deviation, or of their codes.
-    `refit`: weights are fitted anew on the concepts that the penalty chose, with a small l2
+    `relaxed`: weights are fitted anew on the concepts that the penalty chose, with a small l2
     penalty in its place (the relaxed lasso, Meinshausen 2007)."""
 
     l1_ratio: float = 0.95
@@ -32,7 +32,7 @@ class PathConfig:
     smallest: float = 1e-2
     scale: Scale = "deviation"
     centre: bool = False
-    refit: bool = False
+    relaxed: bool = False
     tolerance: float = 1e-4
 
 
@@ -49,7 +49,7 @@ def heads(
     grid = strengths(problem, config.strengths, config.smallest)
     for solution in solve_path(problem, grid, tolerance=config.tolerance, tell=tell):
         W, b = solution.W, solution.b
-        if config.refit:
+        if config.relaxed:
             W, b = solve_support(problem, solution)
         W = _scaled(W, unit)
         yield solution, Head(targets.classes, W, b + W @ means, means, targets.several)
