@@ -26,12 +26,13 @@ from vision_sae.recipes.bottleneck.explain import (
     reach,
 )
 from vision_sae.recipes.bottleneck.head import Head, Share
-from vision_sae.recipes.bottleneck.labels import Label, held_out, targets_for, targets_of
+from vision_sae.recipes.bottleneck.labels import held_out, targets_for, targets_of
 from vision_sae.recipes.bottleneck.names import Finder
 from vision_sae.recipes.bottleneck.path import PathConfig, Scale, heads
 from vision_sae.recipes.bottleneck.solver import Array
 
 Tell = Callable[[int], None]
+Labelling = Any  # a class per row, or a list of classes: a list or an array
 Codes = Any  # Concepts, or a scipy sparse matrix of codes [n s]
 Which = int | str | Sequence[int | str]
 
@@ -102,9 +103,9 @@ class Bottleneck:
     def fit(
         self,
         X: Codes,
-        y: Sequence[Label],
+        y: Labelling,
         *,
-        validation: tuple[Codes, Sequence[Label]] | None = None,
+        validation: tuple[Codes, Labelling] | None = None,
         groups: Sequence[Any] | None = None,
         names: dict[int, str] | None = None,
         tell: Tell = lambda solved: None,
@@ -205,7 +206,7 @@ class Bottleneck:
             return [[c for c, q in zip(self.classes_, row, strict=True) if q >= 0.5] for row in p]
         return [self.classes_[i] for i in p.argmax(1)]
 
-    def score(self, X: Codes, y: Sequence[Label]) -> float:
+    def score(self, X: Codes, y: Labelling) -> float:
         """Accuracy; of several labels the mean F1 of the classes. Raises DataError for classes
         that were not seen in fitting."""
         targets = targets_for(y, _rows(X), self.classes_, self._fitted.several)
@@ -246,14 +247,12 @@ class Bottleneck:
         )
         return Edited(before, after, tuple(told))
 
-    def associations(
-        self, X: Codes, y: Sequence[Label], attribute: Sequence[Any]
-    ) -> list[Association]:
+    def associations(self, X: Codes, y: Labelling, attribute: Sequence[Any]) -> list[Association]:
         """Which of the concepts in use speak of an attribute rather than of the classes: those to
         remove when the attribute is spurious. Raises DataError."""
         return associations(self._codes(X), self.head_.used, y, attribute, self.names_)
 
-    def refit(self, X: Codes, y: Sequence[Label], **options: Any) -> "Bottleneck":
+    def refit(self, X: Codes, y: Labelling, **options: Any) -> "Bottleneck":
         """Fitted anew on the concepts that were not removed; options are those of `fit`."""
         from scipy.sparse import csr_array
 

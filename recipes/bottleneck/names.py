@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.errors import ConfigError, DataError, UnknownName
-from vision_sae.jobs.findings import read_findings
+from vision_sae.naming import UNNAMED, read_names
 from vision_sae.recipes.bottleneck.concepts import Part
 from vision_sae.recipes.bottleneck.labels import some_of
 
@@ -19,8 +19,9 @@ def names_of(parts: Sequence[Part]) -> dict[int, str]:
     found, first = {}, 0
     for part in parts:
         if part.sae and Path(part.sae).exists():
-            for name in read_findings(Path(part.sae))[0]:
-                found[first + name.latent] = name.name
+            for latent, name in read_names(part.sae).items():
+                if name.name != UNNAMED:
+                    found[first + latent] = name.name
         first += part.latents
     return found
 
