@@ -87,7 +87,9 @@ def fit(
     budget: Annotated[
         float | None, setting("Concepts per class (default 10) or decision (default 25).")
     ] = None,
-    centre: Annotated[bool | None, setting("Take off the mean code.", "--centre")] = None,
+    centre: Annotated[
+        bool | None, setting("Take off the mean code. Default: yes.", "--centre/--no-centre")
+    ] = None,
     relaxed: Annotated[
         bool | None,
         setting("Fit weights anew on the chosen concepts.", "--relaxed/--no-relaxed"),

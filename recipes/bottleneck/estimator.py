@@ -26,13 +26,12 @@ from vision_sae.recipes.bottleneck.explain import (
     reach,
 )
 from vision_sae.recipes.bottleneck.head import Head, Share
-from vision_sae.recipes.bottleneck.labels import held_out, targets_for, targets_of
+from vision_sae.recipes.bottleneck.labels import Labelling, held_out, targets_for, targets_of
 from vision_sae.recipes.bottleneck.names import Finder
 from vision_sae.recipes.bottleneck.path import PathConfig, Scale, heads
 from vision_sae.recipes.bottleneck.solver import Array
 
 Tell = Callable[[int], None]
-Labelling = Any  # a class per row, or a list of classes: a list or an array
 Codes = Any  # Concepts, or a scipy sparse matrix of codes [n s]
 Which = int | str | Sequence[int | str]
 
@@ -70,7 +69,7 @@ class Bottleneck:
         strengths: int = 30,
         smallest: float = 1e-2,
         scale: Scale = "deviation",
-        centre: bool = False,
+        centre: bool = True,
         relaxed: bool = False,
         calibrate: bool = True,
         validation: float = 0.2,

@@ -15,7 +15,7 @@ from vision_sae.errors import DataError, UnknownName
 from vision_sae.recipes.bottleneck.solver import Array, Loss
 
 log = logging.getLogger(__name__)
-Label = Any  # a class, or a list of classes (multi-label)
+Labelling = Any  # a class per image, or a list of classes: a list or an array
 SHOWN = 5  # examples in a message
 TABLES = (".csv", ".tsv")
 
@@ -108,11 +108,11 @@ class Targets:
         return self.Y.argmax(1)
 
 
-def is_several(y: Sequence[Label]) -> bool:
+def is_several(y: Labelling) -> bool:
     return any(isinstance(one, (list, tuple, set, frozenset)) for one in y)
 
 
-def targets_of(y: Sequence[Label], n: int) -> Targets:
+def targets_of(y: Labelling, n: int) -> Targets:
     """For fitting. Raises DataError for other than n labels, a single class or example of one."""
     rows, several = _as_lists(y, n)
     counts = Counter(one for row in rows for one in row)
@@ -133,7 +133,7 @@ def targets_of(y: Sequence[Label], n: int) -> Targets:
     return Targets(classes, _hot(rows, classes), several)
 
 
-def targets_for(y: Sequence[Label], n: int, classes: Sequence[Any], several: bool) -> Targets:
+def targets_for(y: Labelling, n: int, classes: Sequence[Any], several: bool) -> Targets:
     """For scoring, with known classes. Raises DataError for classes not seen in fitting."""
     rows, _ = _as_lists(y, n)
     counts = Counter(one for row in rows for one in row if one not in set(classes))
@@ -146,7 +146,7 @@ def targets_for(y: Sequence[Label], n: int, classes: Sequence[Any], several: boo
     return Targets(list(classes), _hot(rows, classes), several)
 
 
-def _as_lists(y: Sequence[Label], n: int) -> tuple[list[list[Any]], bool]:
+def _as_lists(y: Labelling, n: int) -> tuple[list[list[Any]], bool]:
     y = y.tolist() if isinstance(y, np.ndarray) else list(y)
     if len(y) != n:
         raise DataError(f"{len(y)} labels for {n} images: each image needs its own")

@@ -31,7 +31,7 @@ class PathConfig:
     strengths: int = 30
     smallest: float = 1e-2
     scale: Scale = "deviation"
-    centre: bool = False
+    centre: bool = True
     relaxed: bool = False
     tolerance: float = 1e-4
 

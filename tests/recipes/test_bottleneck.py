@@ -74,10 +74,11 @@ def test_it_is_an_estimator_of_scikit_learns(fitted: Bottleneck) -> None:
 
 def test_centring_changes_the_terms_and_not_the_predictions(fitted: Bottleneck) -> None:
     X, y = planted()
-    centred = Bottleneck(**FAST, centre=True).fit(X, y)  # type: ignore[arg-type]
-    np.testing.assert_allclose(centred.decision_function(X), fitted.decision_function(X), atol=1e-9)
+    plain = Bottleneck(**FAST, centre=False).fit(X, y)  # type: ignore[arg-type]
+    centred = fitted
+    np.testing.assert_allclose(plain.decision_function(X), centred.decision_function(X), atol=1e-9)
     told = centred.explain(X[[0]])[0]
-    assert told.centring != 0 and fitted.explain(X[[0]])[0].centring == 0
+    assert told.centring != 0 and plain.explain(X[[0]])[0].centring == 0
     # without a concept: absent, or in a centred bottleneck at its mean
     gone = centred.without([CAT, DOG, COW]).decision_function(X[[0]])[0]
     mean = X.toarray()[0]
@@ -171,14 +172,14 @@ def correlated(n: int, share: float, seed: int) -> tuple[Any, list[str], list[st
     y = rng.integers(0, 2, n)
     grass = np.where(rng.random(n) < share, y == 0, y == 1)
     X = np.maximum(rng.standard_normal((n, 20)) - 1.2, 0)
-    X[:, 0] = np.where(y == 0, 0.4, 0) + np.maximum(0.3 * rng.standard_normal(n), 0)
-    X[:, 1] = np.where(y == 1, 0.4, 0) + np.maximum(0.3 * rng.standard_normal(n), 0)
+    X[:, 0] = np.where(y == 0, 0.6, 0) + np.maximum(0.3 * rng.standard_normal(n), 0)
+    X[:, 1] = np.where(y == 1, 0.6, 0) + np.maximum(0.3 * rng.standard_normal(n), 0)
     X[:, 4] = grass * (2 + rng.random(n))
     return csr_array(X), ["ab"[i] for i in y], ["grass" if g else "water" for g in grass]
 
 
 def test_removing_a_spurious_concept_repairs_the_worst_group() -> None:
-    X, y, ground = correlated(600, 0.97, 0)
+    X, y, ground = correlated(600, 0.98, 0)
     test, truth, where = correlated(600, 0.5, 1)
     cbm = Bottleneck(**FAST).fit(X, y, names={0: "cat", 1: "dog", 4: "grass"})  # type: ignore[arg-type]
     groups = [f"{a}/{b}" for a, b in zip(truth, where, strict=True)]
@@ -193,8 +194,7 @@ def test_removing_a_spurious_concept_repairs_the_worst_group() -> None:
     repaired = cbm.without("grass")
     again = repaired.refit(X, y)
     assert 4 not in again.head_.used and again.removed_ == [4] and again.names_ == cbm.names_
-    assert worst(cbm) < 0.7 < 0.8 < worst(again), (worst(cbm), worst(again))
-    assert worst(repaired) > worst(cbm) + 0.1
+    assert worst(cbm) < 0.8 and worst(repaired) > worst(cbm) + 0.1 and worst(again) > 0.85
     with pytest.raises(DataError, match="every class has one value of the attribute"):
         cbm.associations(X, y, y)
 
@@ -267,7 +267,7 @@ def test_unseen_classes_and_rare_ones_are_refused(fitted: Bottleneck) -> None:
 def test_a_blank_image_is_decided_by_the_intercept(fitted: Bottleneck) -> None:
     blank = csr_array((1, 30))
     told = fitted.explain(blank)[0]
-    assert told.contributions == () and told.logit == told.intercept
+    assert told.contributions == () and told.logit == told.intercept + told.centring
     assert told.reach == {"90%": 0, "95%": 0, "99%": 0}
 
 
