@@ -1,6 +1,6 @@
 """Heat per patch for every (latent, image) that a report shows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -42,19 +42,34 @@ def of_patches(sae: SAE, store: Store, wanted: Wanted, tell: Tell) -> Heats:
 
 
 def of_class_token(adapter: Adapter, sae: SAE, store: Store, wanted: Wanted, tell: Tell) -> Heats:
-    """What each patch contributes, through the site's block, to the class token's latent.
+    """What each patch contributes to the class token's latent, see `of_pictures`.
 
-    Positive contributions, scaled so that an image's largest patch shows the latent's activation.
     Raises MismatchError for another model.
     """
     check_model(adapter, store)
-    heats: Heats = {}
     shown = pictures(store, sorted(wanted))
-    site: Site | None = None
+    return of_pictures(adapter, sae, store.index.provenance.site, shown, wanted, tell)
+
+
+def of_pictures(
+    adapter: Adapter,
+    sae: SAE,
+    place: str,
+    shown: Iterable[tuple[int, Any]],
+    wanted: Wanted,
+    tell: Tell = lambda images: None,
+) -> Heats:
+    """What each patch of some (image, picture) contributes, through the block at the site `place`,
+    to the class token's latent.
+
+    Positive contributions, scaled so that an image's largest patch shows the latent's activation.
+    """
+    heats: Heats = {}
+    pairs, site = iter(shown), None
     with evaluation(adapter.model):
-        while group := list(islice(shown, 64)):
+        while group := list(islice(pairs, 64)):
             batch = adapter.prepare([picture for _, picture in group])
-            site = site or probe_site(adapter, store.index.provenance.site, batch[:1])
+            site = site or probe_site(adapter, place, batch[:1])
             if site.grid is None:
                 return {}
             heats |= _of_batch(BlockInputs(adapter, site, batch), sae, site, group, wanted)
