@@ -72,7 +72,7 @@ def write_page(
 
 
 def _cards(p: Any, Y: Any, images: int) -> list[int]:
-    """Images to explain: of every class the surest mistakes, then right ones from sure to unsure."""
+    """Images to explain: of every class the surest mistakes, then right ones, sure to unsure."""
     sure, right = p.max(1), (p.argmax(1) == Y.argmax(1))
     each = max(2, images // Y.shape[1])
     chosen: list[int] = []
