@@ -7,22 +7,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vision_sae.errors import ConfigError
+
 Transform = Callable[[Any], Tensor]  # a PIL image to [c h w]
 
 
 class ModuleAdapter:
     """Any nn.Module that takes [b c h w]: `transform` turns one PIL image into [c h w].
 
-    `prefix_tokens` counts class and register tokens that stand before the patches.
+    `prefix_tokens` counts class tokens and, behind them, register tokens that stand before the
+    patches; `registers` says how many of them are registers.
 
         adapter = ModuleAdapter(my_model, my_transform, name="my-model", prefix_tokens=1)
+        adapter = ModuleAdapter(dinov2_reg4, transform, name="d", prefix_tokens=5, registers=4)
     """
 
     def __init__(
-        self, model: nn.Module, transform: Transform, *, name: str, prefix_tokens: int = 0
+        self,
+        model: nn.Module,
+        transform: Transform,
+        *,
+        name: str,
+        prefix_tokens: int = 0,
+        registers: int = 0,
     ) -> None:
+        if not 0 <= registers <= prefix_tokens:
+            raise ConfigError(
+                f"registers are some of the {prefix_tokens} prefix tokens; got {registers}"
+            )
         self.model, self.transform, self.name = model, transform, name
-        self.prefix_tokens = prefix_tokens
+        self.prefix_tokens, self.registers = prefix_tokens, registers
         self.reads: Literal["images", "texts"] = "images"
 
     def prepare(self, items: Sequence[Any]) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vision_sae.adapters.base import ModuleAdapter, Transform
 from vision_sae.adapters.loading import FAILURES, first_line
 from vision_sae.adapters.texts import Tokenize, on_first_use
+from vision_sae.adapters.timm_models import prefix_of
 from vision_sae.errors import ConfigError, DataError, UnknownName, require
 from vision_sae.model.adapter import on_device
 from vision_sae.model.hooks import inference
@@ -29,7 +30,7 @@ class ClipAdapter(ModuleAdapter):
         self, model: nn.Module, transform: Transform, tokenizer: Tokenize, *, name: str
     ) -> None:
         visual: Any = model.visual
-        super().__init__(model, transform, name=name, prefix_tokens=_prefix(visual))
+        super().__init__(model, transform, name=name, **_prefix(visual))
         self.tokenizer = tokenizer
 
     def run(self, batch: Float[Tensor, "b c h w"]) -> Any:
@@ -53,12 +54,12 @@ class ClipAdapter(ModuleAdapter):
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
 
 
-def _prefix(visual: Any) -> int:
+def _prefix(visual: Any) -> dict[str, int]:
     """Tokens before the patches: timm trunks count them, open_clip's own ViT has a class token."""
     trunk = getattr(visual, "trunk", None)
     if trunk is not None:
-        return int(getattr(trunk, "num_prefix_tokens", 0))
-    return int(hasattr(visual, "class_embedding"))
+        return prefix_of(trunk)
+    return {"prefix_tokens": int(hasattr(visual, "class_embedding"))}
 
 
 class Loaded(NamedTuple):
@@ -133,9 +134,12 @@ def _load(model_name: str, name: str, pretrained: str | None) -> Loaded:
 
 
 def _check_text_tower(config: dict[str, Any]) -> None:
-    """Text towers of the hub (RoBERTa, mT5, NLLB) are built by transformers."""
-    if config.get("text_cfg", {}).get("hf_model_name"):
-        require("transformers", "transformers")
+    """Text towers of the hub (RoBERTa, mT5, NLLB) are built by transformers.
+
+    Raises what transformers raises where it cannot be had, before the image tower is built.
+    """
+    if name := config.get("text_cfg", {}).get("hf_model_name"):
+        require("transformers", "transformers").AutoConfig.from_pretrained(name)
 
 
 def _tokenizer(model_name: str) -> Tokenize:

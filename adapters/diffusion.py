@@ -18,7 +18,12 @@ from vision_sae.adapters.diffusion_loading import (
     numbers,
     settings_of,
 )
-from vision_sae.adapters.diffusion_schedule import all_steps, chosen_steps, timesteps_of
+from vision_sae.adapters.diffusion_schedule import (
+    all_steps,
+    chosen_steps,
+    sampler_of,
+    timesteps_of,
+)
 from vision_sae.data.options import joined
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError
@@ -49,7 +54,7 @@ class TrajectoryAdapter:
         adapter = TrajectoryAdapter(pipe, steps=50, every=5, guidance=7.5, name="sd15")
     """
 
-    prefix_tokens = 0
+    prefix_tokens = registers = 0
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class TrajectoryAdapter:
         self.steps, self.guidance = steps, float(guidance)
         self.size = inputs.image_size(pipe, height, width)
         self.half: Half = self._checked_half(half)
+        self.sampler = sampler_of(pipe.scheduler)
         self.visited = timesteps_of(pipe, steps, self.size)  # the timestep of every call
         kept = chosen_steps(all_steps(pipe.scheduler, self.visited, steps), every, at)
         self.timesteps = tuple(step.timestep for step in kept)
@@ -222,7 +228,7 @@ def _one_guidance(batch: Sequence[Prompt]) -> float:
         listed = ", ".join(f"{guidance:g}" for guidance in sorted(found)) or "none"
         raise DataError(
             f"the prompts of one batch must have one guidance; this one has {listed}: take a batch "
-            "size of 1, or a table of prompts for each guidance"
+            "for each"
         )
     return found.pop()
 

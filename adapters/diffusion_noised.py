@@ -19,6 +19,7 @@ from vision_sae.adapters.diffusion_loading import (
     numbers,
     settings_of,
 )
+from vision_sae.adapters.diffusion_schedule import sampler_of
 from vision_sae.data.options import joined
 from vision_sae.errors import ConfigError, DataError, require
 from vision_sae.provenance import Half
@@ -35,7 +36,7 @@ class NoisedAdapter:
         adapter = NoisedAdapter(pipe, timesteps=(25, 200), name="sd15")
     """
 
-    prefix_tokens = 0
+    prefix_tokens = registers = 0
     calls = 1
 
     def __init__(
@@ -59,6 +60,7 @@ class NoisedAdapter:
         if prompt and inputs.kind_of(self.model) == "DiTTransformer2DModel":
             raise ConfigError(f"a DiT reads no text; its prompt must be empty, not {prompt!r}")
         signal_and_noise(pipe.scheduler, self.timesteps)
+        self.sampler = sampler_of(pipe.scheduler)
         origin = getattr(pipe, "name_or_path", "") or type(pipe).__name__
         self.name = joined(name or f"diffusers-noised:{origin}", self._settings())
 

@@ -1,6 +1,8 @@
 """Which timesteps a pipeline's scheduler will visit, known before it runs."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +17,13 @@ class Step(NamedTuple):
 
     timestep: int
     call: int
+
+
+def sampler_of(scheduler: Any) -> str:
+    """A scheduler and its settings in a word: `DDIMScheduler-1f0c9a2e`."""
+    settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return f"{type(scheduler).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def timesteps_of(pipe: Any, steps: int, size: Size) -> list[float]:

@@ -27,7 +27,7 @@ class TextAdapter:
         name: str,
     ) -> None:
         self.model, self.tokenize, self.forward, self.name = model, tokenize, forward, name
-        self.prefix_tokens = 0
+        self.prefix_tokens = self.registers = 0
         self.reads: Literal["images", "texts"] = "texts"
 
     def prepare(self, items: Sequence[Any]) -> Any:

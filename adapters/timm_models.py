@@ -23,7 +23,7 @@ def wrap(model: nn.Module, *, name: str) -> ModuleAdapter:
     data = require("timm.data", "timm")
     config = data.resolve_model_data_config(model, args=_size(model))
     transform = data.create_transform(**config, is_training=False)
-    return ModuleAdapter(model.eval(), transform, name=name, prefix_tokens=_prefix(model))
+    return ModuleAdapter(model.eval(), transform, name=name, **prefix_of(model))
 
 
 def _size(model: Any) -> dict[str, Any]:
@@ -32,9 +32,13 @@ def _size(model: Any) -> dict[str, Any]:
     return {"input_size": (model.patch_embed.proj.in_channels, *size)} if size else {}
 
 
-def _prefix(model: nn.Module) -> int:
-    late = type(model).__name__ in LATE_CLASS_TOKEN
-    return 0 if late else int(getattr(model, "num_prefix_tokens", 0))
+def prefix_of(model: nn.Module) -> dict[str, int]:
+    """How many tokens stand before the patches, and how many of those are registers."""
+    if type(model).__name__ in LATE_CLASS_TOKEN:
+        return {"prefix_tokens": 0, "registers": 0}
+    weights = getattr(model, "reg_token", None)  # [1 registers width], without any None
+    registers = 0 if weights is None else weights.shape[-2]
+    return {"prefix_tokens": getattr(model, "num_prefix_tokens", 0), "registers": registers}
 
 
 def from_name(argument: str) -> ModuleAdapter:

@@ -23,8 +23,9 @@ from vision_sae.errors import ConfigError
 from vision_sae.model.adapter import on_device
 from vision_sae.model.hooks import inference
 
-# parameters that stand before the patches in the sequence of tokens
-PREFIXES = ("class_embedding", "cls_token", "distillation_token", "register_tokens")
+# parameters that stand before the patches in the sequence of tokens, registers behind the others
+CLASS_TOKENS = ("class_embedding", "cls_token", "distillation_token")
+REGISTERS = "register_tokens"
 
 
 class TransformersAdapter(ModuleAdapter):
@@ -36,7 +37,7 @@ class TransformersAdapter(ModuleAdapter):
     """
 
     def __init__(self, model: nn.Module, processor: Any, *, name: str) -> None:
-        super().__init__(model, processor, name=name, prefix_tokens=_prefix(model))
+        super().__init__(model, processor, name=name, **_prefix(model))
 
     def prepare(self, items: Sequence[Any]) -> Any:
         """`pixel_values` [b c h w], or for SigLIP 2 a dict of patches, their mask and grids."""
@@ -123,14 +124,15 @@ def _check(model: nn.Module) -> None:
         raise ConfigError(f"{kind} hides and shuffles patches at random; load it as a plain ViT")
 
 
-def _prefix(model: nn.Module) -> int:
+def _prefix(model: nn.Module) -> dict[str, int]:
     """Class, distillation and register tokens of the image tower, counted by their weights."""
     tower: Any = getattr(model, "vision_model", model)
-    count = 0
+    classes = registers = 0
     for name, weight in tower.named_parameters():
-        if name.rpartition(".")[2] in PREFIXES:
-            count += 1 if weight.ndim == 1 else weight.shape[-2]
-    return count
+        count, last = 1 if weight.ndim == 1 else weight.shape[-2], name.rpartition(".")[2]
+        classes += count * (last in CLASS_TOKENS)
+        registers += count * (last == REGISTERS)
+    return {"prefix_tokens": classes + registers, "registers": registers}
 
 
 def _inputs(batch: Any, name: str = "pixel_values") -> dict[str, Any]:

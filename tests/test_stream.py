@@ -93,6 +93,22 @@ def test_a_row_is_located(images: Path) -> None:
         torch.testing.assert_close(acts[0, token], rows[number][row], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_row_of_a_shared_batch_is_located(images: Path, parts: int) -> None:
+    stream = stream_of(images)
+    shared = [batches(stream, 9, part=(rank, parts)) for rank in range(parts)]
+    by_key = {item.key: item for item in stream.source.items()}
+    for number, row in ((0, 1), (5, 19), (8, 6)):
+        token, key = stream.locate(20, 0, number, row, parts).removeprefix("token ").split(" of ")
+        acts = activations(
+            stream.adapter,
+            stream.adapter.prepare([by_key[key.split("'")[1]].open()]),
+            stream.reading.sites[0],
+        )
+        found = shared[row % parts][number][row // parts]
+        torch.testing.assert_close(acts[0, int(token)], found, atol=1e-5, rtol=1e-5)
+
+
 def test_a_broken_image_is_named_and_its_rows_are_of_others(images: Path) -> None:
     (images / "03.png").write_text("not a picture")
     stream = stream_of(images)

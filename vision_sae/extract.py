@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vision_sae.data import ImageSource
-from vision_sae.data.decode import Decoded, decoded, first_image
+from vision_sae.data.decode import Batch, first_image, prepared
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.files import check_space
 from vision_sae.model.adapter import Adapter, StepAdapter, fingerprint, on_device
@@ -134,11 +134,12 @@ def describe(
             data=source.name,
             timesteps=timesteps,
             half=half,
+            sampler=getattr(adapter, "sampler", ""),
         ),
         dtype=dtype,
         width=site.width,
         tokens_per_image=slots * empty.shape[1],
-        prefix_tokens=site.prefix if tokens == "all" else int(tokens == "cls"),
+        prefix_tokens=0 if tokens in ("patches", "pooled") else min(site.prefix, empty.shape[1]),
         grid=site.grid if per_patch else None,
         source_images=len(source),
     )
@@ -159,11 +160,18 @@ def _write_all(
     ends = {number: min((number + 1) * chunk, total) for number in missing}
     tell(total - sum(end - number * chunk for number, end in ends.items()))
     for first, last in _stretches(_share(missing, group)):
-        items = decoded(source, start=first * chunk, strict=strict)
-        items = islice(items, ends[last] - first * chunk)
-        for batch in batched(items, batch_size, chunk):
+        batches = prepared(
+            source,
+            adapter.prepare,
+            batch_size,
+            start=first * chunk,
+            stop=ends[last],
+            chunk=chunk,
+            strict=strict,
+        )
+        for batch in batches:
             write_batch(adapter, reading, batch, writers)
-            tell(len(batch))
+            tell(len(batch.items))
         for writer in writers:
             writer.flush()
 
@@ -181,13 +189,6 @@ def _stretches(numbers: list[int]) -> Iterator[tuple[int, int]]:
         yield members[0], members[-1]
 
 
-def batched(items: Iterator[Decoded], size: int, chunk: int) -> Iterator[list[Decoded]]:
-    """Batches that end where a shard ends, so that a resumed run makes the same ones."""
-    for _, shard in groupby(items, lambda item: item.position // chunk):
-        while batch := list(islice(shard, size)):
-            yield batch
-
-
 def _check_space(writers: list[StoreWriter]) -> int:
     """The bytes that are still to be written at most. Raises StoreError for a disk too small."""
     needed = 0
@@ -200,19 +201,17 @@ def _check_space(writers: list[StoreWriter]) -> int:
 
 
 def write_batch(
-    adapter: Adapter, reading: Reading, batch: list[Decoded], writers: list[StoreWriter]
+    adapter: Adapter, reading: Reading, batch: Batch, writers: list[StoreWriter]
 ) -> None:
     """One forward pass; broken images are counted and named."""
-    rows = [Row(item.position, item.key, item.about) for item in batch]
-    good = [i for i, item in enumerate(batch) if item.image is not None]
-    if good:
-        acts = activations_of(adapter, adapter.prepare([batch[i].image for i in good]), reading)
+    rows = [Row(item.position, item.key, item.about) for item in batch.items]
+    acts = activations_of(adapter, batch.inputs, reading) if batch.good else {}
     for writer, site in zip(writers, reading.sites, strict=True):
-        for item, row in zip(batch, rows, strict=True):
-            if item.image is None:
-                writer.skip(row, item.error or "unreadable")
-        if good:
-            writer.add(acts[site.name], [rows[i] for i in good])
+        for item, row in zip(batch.items, rows, strict=True):
+            if item.error is not None:
+                writer.skip(row, item.error)
+        if acts:
+            writer.add(acts[site.name], [rows[i] for i in batch.good])
 
 
 def activations_of(adapter: Adapter, batch: Any, reading: Reading) -> dict[str, Tensor]:

@@ -4,10 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vision_sae.errors import PARTIAL, StoreError
@@ -15,17 +18,23 @@ from vision_sae.errors import PARTIAL, StoreError
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Raises StoreError when the disk is full or the folder cannot be written."""
+    with whole(path, len(data)) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def whole(path: Path, size: int) -> Iterator[Path]:
+    """Another name to write to; at the end of the block it is synced and takes its own."""
     partial = path.with_name(path.name + PARTIAL)
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
+        yield partial
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise StoreError(
-            f"could not write {path} ({len(data):,} bytes): {error.strerror or error}; "
+            f"could not write {path} ({size:,} bytes): {getattr(error, 'strerror', '') or error}; "
             "what was finished before is intact, run the same command again to go on"
         ) from error
 
@@ -36,9 +45,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write safetensors; returns the sha256 of the file."""
-    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    write_bytes(path, data)
-    return hashlib.sha256(data).hexdigest()
+    held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with whole(path, sum(t.nbytes for t in held.values())) as partial:
+        save_file(held, partial)  # from memory as it stands: `save` would copy all of it
+        return sha256(partial)
 
 
 def check_space(folder: Path, needed: int) -> None:

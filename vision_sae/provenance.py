@@ -4,7 +4,7 @@ from typing import Literal
 
 from vision_sae.config import Frozen, first_difference
 
-Tokens = Literal["cls", "patches", "pooled", "all"]
+Tokens = Literal["cls", "registers", "patches", "pooled", "all"]
 Half = Literal["cond", "uncond", "both", "none"]
 
 
@@ -18,11 +18,13 @@ class Provenance(Frozen):
     data: str  # what open_data turns into the images again
     timesteps: tuple[int, ...] = ()  # of a denoiser, in the order in which they ran
     half: Half = "none"  # of a batch with guidance
+    sampler: str = ""  # of a denoiser: its scheduler and a hash of the settings
 
     def differs(self, other: "Provenance") -> str | None:
         """What makes activations incomparable, in words; None when nothing does.
 
-        Activations at some of the timesteps go with those at all of them.
+        Activations at some of the timesteps go with those at all of them, and those of another
+        sampler with these, as an SAE reads timesteps whatever stepped to them.
         """
         names = ("model", "fingerprint", "site", "tokens", "half")
         reason = first_difference(self, other, names)

@@ -14,8 +14,8 @@ class Source(Protocol):
 
     Batch i is a function of (seed, i). With `part=(rank, size)` only rows rank, rank + size, ... of
     each batch are given; `sample` is the same for all processes. A source of pairs has a
-    `width_out`, and one that can say where a row came from a method
-    `locate(size, seed, batch, row) -> str`.
+    `width_out`, and one that can say where a row of a batch came from, which `parts` processes
+    share, a method `locate(size, seed, batch, row, parts) -> str`.
     """
 
     @property

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.data import ImageSource
-from vision_sae.data.decode import Decoded, decoded
+from vision_sae.data.decode import Batch, prepared
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.extract import activations_of, describe, read_of
 from vision_sae.model.adapter import Adapter
@@ -104,11 +104,12 @@ class Stream:
         rows = self._block(_Share(seed, 0, images), seed + 7).rows
         return rows[:n].float()
 
-    def locate(self, size: int, seed: int, batch: int, row: int) -> str:
-        """Where a row of a batch came from."""
-        plan = self._plan(size, (0, 1))
+    def locate(self, size: int, seed: int, batch: int, row: int, parts: int = 1) -> str:
+        """Where a row of a batch that `parts` processes share came from."""
+        own, rank = divmod(row, parts)
+        plan = self._plan(size, (rank, parts))
         epoch, offset = plan.place(batch)
-        number, inside = divmod(offset + row, plan.block_rows)
+        number, inside = divmod(offset + own, plan.block_rows)
         share = plan.shares(seed, epoch)[number]
         block = self._block(share, _mixed(share.seed, share.first))
         image, token = divmod(int(block.order[inside]), self.t)
@@ -140,29 +141,23 @@ class Stream:
         order = torch.randperm(share.images * self.t, generator=generator)
         found = torch.empty(share.images, self.t, self.width, dtype=DTYPES[self.reading.dtype])
         good, keys = [], list[str]()
-        for batch in self._batched(share):
-            fine = [item for item in batch if item.image is not None]
-            if fine:
-                acts = self._activations(fine)
-                places = [len(keys) + i for i, item in enumerate(batch) if item.image is not None]
-                found[places] = acts.to("cpu", found.dtype)
+        for batch in self._batches_of(share):
+            if batch.good:
+                acts = activations_of(self.adapter, batch.inputs, self.reading)
+                places = [len(keys) + i for i in batch.good]
+                found[places] = acts[self.reading.sites[0].name].to("cpu", found.dtype)
                 good += places
-            keys += [item.key for item in batch]
+            keys += [item.key for item in batch.items]
         self._replace_broken(found, good)
         return _Block(found.flatten(0, 1)[order], keys, order)
 
-    def _activations(self, items: list[Decoded]) -> Tensor:
-        batch = self.adapter.prepare([item.image for item in items])
-        found = activations_of(self.adapter, batch, self.reading)
-        return found[self.reading.sites[0].name]
-
-    def _batched(self, share: "_Share") -> Iterator[list[Decoded]]:
+    def _batches_of(self, share: "_Share") -> Iterator[Batch]:
         source = self.source.reordered(share.seed)
-        mine = islice(decoded(source, start=share.first), share.images)
-        while batch := list(islice(mine, self.batch_size)):
-            for item in batch:
-                if item.image is None and item.key not in self.skipped:
-                    self.skipped[item.key] = item.error or "unreadable"
+        stop, prepare = share.first + share.images, self.adapter.prepare
+        for batch in prepared(source, prepare, self.batch_size, start=share.first, stop=stop):
+            for item in batch.items:
+                if item.error is not None and item.key not in self.skipped:
+                    self.skipped[item.key] = item.error
                     log.warning("skipped %s: %s", item.key, item.error)
             yield batch
 

@@ -1,281 +1,28 @@
-"""One contract for every adapter: ours, a user's own module, timm's and open_clip's models."""
+"""One contract for every adapter: ours, a user's own module, those of each library."""
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
-import tiny_transformers
 import torch
+from adapter_cases import CASES, Conv, feature_map, tokens
 from PIL import Image
 from torch import Tensor, nn
 
-from vision_sae.adapters import clip_text, transformers_models, transformers_text
 from vision_sae.adapters.base import ModuleAdapter
 from vision_sae.adapters.toy import to_input
+from vision_sae.data import IndexedSource, Item
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import DataError
-from vision_sae.extract import activations
-from vision_sae.model.adapter import Adapter, TextImageAdapter, fingerprint, load_adapter
+from vision_sae.extract import activations, describe
+from vision_sae.model.adapter import Adapter, StepAdapter, TextImageAdapter, fingerprint
 from vision_sae.model.hooks import capture, edit, inference
 from vision_sae.model.probing import probe_site
-from vision_sae.model.sites import Site, from_tokens, select_tokens, to_tokens
+from vision_sae.model.sites import Site, from_tokens, place_of, select_tokens, to_tokens
+from vision_sae.provenance import Tokens
 
-# ---- the adapters, each with some sites and what these must be
-
-
-class Conv(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 5, 4, stride=4)
-        self.norm = nn.BatchNorm2d(5)
-        self.act = nn.ReLU(inplace=True)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(5, 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.act(self.norm(self.conv(images)))
-        return self.head(self.pool(x).flatten(1))  # type: ignore[no-any-return]
-
-
-class Sequence(nn.Module):
-    """Tokens as [t b d] through attention, whose module gives a tuple."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Conv2d(3, 8, 4, stride=4)
-        self.norm = nn.LayerNorm(8)
-        self.attend = nn.MultiheadAttention(8, 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.norm(self.embed(images).flatten(2).permute(2, 0, 1))
-        return x + self.attend(x, x, x)[0]  # type: ignore[no-any-return]
-
-
-TINY_CLIP = {
-    "model_cfg": {
-        "embed_dim": 16,
-        "vision_cfg": {
-            "image_size": 32,
-            "layers": 2,
-            "width": 32,
-            "head_width": 16,
-            "patch_size": 8,
-        },
-        "text_cfg": {
-            "context_length": 8,
-            "vocab_size": 49408,
-            "width": 16,
-            "heads": 2,
-            "layers": 1,
-        },
-    },
-    "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
-}
-# attention with a module of its own for the output projection
-CUSTOM_CLIP = {
-    "model_cfg": TINY_CLIP["model_cfg"]
-    | {"vision_cfg": TINY_CLIP["model_cfg"]["vision_cfg"] | {"block_type": "custom"}},
-    "preprocess_cfg": TINY_CLIP["preprocess_cfg"],
-}
-
-
-def toy(folder: Path) -> Adapter:
-    return load_adapter("toy")
-
-
-def conv(folder: Path) -> Adapter:
-    return ModuleAdapter(Conv().eval(), to_input, name="conv")
-
-
-def sequence(folder: Path) -> Adapter:
-    return ModuleAdapter(Sequence().eval(), to_input, name="sequence")
-
-
-def timm(name: str) -> Callable[[Path], Adapter]:
-    def make(folder: Path) -> Adapter:
-        pytest.importorskip("timm")
-        return load_adapter(f"timm:{name}/random")
-
-    return make
-
-
-def saved_clip(folder: Path, config: dict[str, Any]) -> str:
-    open_clip = pytest.importorskip("open_clip")
-    from safetensors.torch import save_file
-
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    weights = open_clip.CLIP(**config["model_cfg"]).state_dict()
-    save_file(weights, folder / "open_clip_model.safetensors")
-    return f"local-dir:{folder}"
-
-
-def tiny_clip(folder: Path) -> Adapter:
-    return load_adapter(f"open_clip:{saved_clip(folder, TINY_CLIP)}")
-
-
-def custom_clip(folder: Path) -> Adapter:
-    return load_adapter(f"open_clip:{saved_clip(folder, CUSTOM_CLIP)}")
-
-
-def tiny_clip_text(folder: Path) -> Adapter:
-    return clip_text.from_name(saved_clip(folder, TINY_CLIP))
-
-
-def images_of(kind: str) -> Callable[[Path], Adapter]:
-    return lambda folder: transformers_models.from_name(tiny_transformers.save(kind, folder))
-
-
-def texts_of(kind: str, options: str = "") -> Callable[[Path], Adapter]:
-    return lambda folder: transformers_text.from_name(
-        tiny_transformers.save(kind, folder) + options
-    )
-
-
-def tokens(name: str, width: int, side: int, prefix: int = 0, axis: int = 0) -> Site:
-    return Site(name, "tokens", width, prefix + side * side, prefix, (side, side), axis)
-
-
-def feature_map(name: str, width: int, side: int) -> Site:
-    return Site(name, "map", width, side * side, 0, (side, side))
-
-
-def last(name: str, width: int, side: int) -> Site:
-    """A map [b h w d]."""
-    return replace(feature_map(name, width, side), width_axis=3)
-
-
-def words(name: str, width: int, count: int) -> Site:
-    return Site(name, "tokens", width, count, 0, None)
-
-
-def block(
-    path: str, attention: str, width: int, side: int, prefix: int = 0, heads: int = 0
-) -> list[Site]:
-    """What a transformer block gives in every way that it can be read."""
-    kinds = {path: width, f"{path}:update": width, f"{path}:input": width, attention: width}
-    kinds[f"{attention}:heads"] = heads or width
-    return [tokens(name, wide, side, prefix) for name, wide in kinds.items()]
-
-
-def sentence(path: str, attention: str, width: int, count: int, heads: int = 0) -> list[Site]:
-    return [
-        words(site.name, site.width, count)
-        for site in block(path, attention, width, 0, heads=heads)
-    ]
-
-
-def vector(name: str, width: int) -> Site:
-    return Site(name, "vector", width, 1, 0, None)
-
-
-@dataclass(frozen=True)
-class Case:
-    make: Callable[[Path], Adapter]
-    sites: list[Site]
-    embeds: bool = False  # both texts and images
-
-
-CASES = {
-    "toy": Case(
-        toy,
-        [tokens("blocks.1", 24, 4, 1), vector("head", 12), feature_map("embed", 24, 4)],
-        embeds=True,
-    ),
-    "conv": Case(
-        conv,
-        [
-            feature_map("norm", 5, 4),
-            feature_map("norm:update", 5, 4),
-            feature_map("pool", 5, 1),
-            feature_map("pool:input", 5, 4),
-            vector("head", 2),
-        ],
-    ),
-    "sequence": Case(
-        sequence,
-        [
-            tokens("norm", 8, 4, axis=1),
-            tokens("attend", 8, 4, axis=1),
-            tokens("attend:heads", 8, 4, axis=1),
-        ],
-    ),
-    "timm ViT": Case(
-        timm("test_vit"),
-        [
-            *block("blocks.2", "blocks.2.attn", 64, 10, 1),
-            last("patch_embed", 64, 10),
-            vector("head", 1000),
-        ],
-    ),
-    "timm ViT without a class token": Case(
-        timm("test_vit_relpos"), block("blocks.2", "blocks.2.attn", 96, 10)
-    ),
-    "timm ResNet": Case(
-        timm("test_resnet"),
-        [
-            feature_map("bn1", 32, 80),
-            feature_map("layer3", 192, 10),
-            feature_map("bn1:update", 32, 80),
-        ],
-    ),
-    "timm ConvNeXt": Case(
-        timm("test_convnext"),
-        [feature_map("stages.1", 32, 20), feature_map("stages.1.blocks.1:update", 32, 20)],
-    ),
-    "tiny CLIP": Case(
-        tiny_clip,
-        [
-            *block(
-                "visual.transformer.resblocks.0", "visual.transformer.resblocks.0.attn", 32, 4, 1
-            ),
-            tokens("visual.ln_post", 32, 4, 1),
-            vector("visual", 16),
-        ],
-        embeds=True,
-    ),
-    "CLIP of custom blocks": Case(
-        custom_clip,
-        block("visual.transformer.resblocks.1", "visual.transformer.resblocks.1.attn", 32, 4, 1),
-        embeds=True,
-    ),
-    "tiny CLIP's texts": Case(
-        tiny_clip_text,
-        [
-            *sentence("transformer.resblocks.0", "transformer.resblocks.0.attn", 16, 8),
-            words("ln_final", 16, 8),
-        ],
-    ),
-    "transformers CLIP": Case(
-        images_of("CLIP"),
-        block("vision_model.encoder.layers.1", "vision_model.encoder.layers.1.self_attn", 32, 4, 1),
-        embeds=True,
-    ),
-    "transformers SigLIP": Case(
-        images_of("SigLIP vision"),
-        [*block("encoder.layers.1", "encoder.layers.1.self_attn", 32, 4), vector("head", 32)],
-    ),
-    "transformers SigLIP 2": Case(
-        images_of("SigLIP 2"), block("encoder.layers.1", "encoder.layers.1.self_attn", 32, 4)
-    ),
-    "transformers DINOv2": Case(
-        images_of("DINOv2 registers"),
-        block("encoder.layer.1", "encoder.layer.1.attention", 32, 4, 5),
-    ),
-    "transformers DINOv3": Case(
-        images_of("DINOv3"), block("model.layer.1", "model.layer.1.attention", 32, 4, 5)
-    ),
-    "transformers ViT": Case(images_of("ViT"), block("layers.1", "layers.1.attention", 32, 4, 1)),
-    "transformers CLIP's texts": Case(
-        texts_of("CLIP text"), sentence("encoder.layers.1", "encoder.layers.1.self_attn", 24, 10)
-    ),
-    "transformers T5": Case(
-        texts_of("T5", "?length=12"),
-        sentence("encoder.block.1", "encoder.block.1.layer.0.SelfAttention", 24, 12, heads=32),
-    ),
-}
 PAIRS = [
     pytest.param(name, site, id=f"{name}-{site.name}")
     for name, case in CASES.items()
@@ -283,6 +30,18 @@ PAIRS = [
 ]
 every_adapter = pytest.mark.parametrize("name", CASES)
 every_site = pytest.mark.parametrize(("name", "site"), PAIRS)
+
+
+# diffusers' schedulers give numpy tensors in a way that numpy 2 will not take for ever
+pytestmark = pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> Iterator[None]:
+    """diffusers and transformers say a lot about tiny models."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +74,21 @@ def prepared(adapter: Adapter, n: int) -> Any:
     return adapter.prepare(items(adapter, n))
 
 
+def slots(adapter: Adapter) -> int:
+    """How many times one image's tokens are kept: timesteps, and halves of each."""
+    if not isinstance(adapter, StepAdapter):
+        return 1
+    return len(adapter.timesteps) * (2 if adapter.half == "both" else 1)
+
+
+def stepwise(adapter: Adapter, calls: list[Tensor]) -> list[Tensor]:
+    """A site's outputs of all calls as one per slot, by the adapter's own say."""
+    if not isinstance(adapter, StepAdapter):
+        return calls[-1:]
+    kept = [part for i, call in enumerate(calls) if (part := adapter.keep(i, call)) is not None]
+    return list(adapter.steps_of(kept).unbind(1))
+
+
 def hooks(model: nn.Module) -> int:
     return sum(
         len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
@@ -330,7 +104,8 @@ def test_a_declared_site_is_what_a_forward_pass_gives(adapters: Get, name: str, 
     adapter = adapters(name)
     batch = prepared(adapter, 3)
     assert probe_site(adapter, site.name, prepared(adapter, 1)) == site
-    assert activations(adapter, batch, site).shape == (3, site.tokens, site.width)
+    shape = (3, slots(adapter) * site.tokens, site.width)
+    assert activations(adapter, batch, site).shape == shape
 
 
 @every_site
@@ -354,11 +129,42 @@ def test_chosen_tokens_are_those_tokens(adapters: Get, name: str, site: Site) ->
             select_tokens(rows, site, "patches")
     else:
         assert torch.equal(select_tokens(rows, site, "patches"), patches)
-    if site.prefix:
+    classes = site.prefix - site.registers
+    if classes:
         assert torch.equal(select_tokens(rows, site, "cls"), rows[:, :1])
     else:
-        with pytest.raises(DataError, match="no class token"):
+        with pytest.raises(DataError, match="no class token; choose .*patches, pooled or all"):
             select_tokens(rows, site, "cls")
+    if site.registers:
+        assert torch.equal(select_tokens(rows, site, "registers"), rows[:, classes : site.prefix])
+    else:
+        with pytest.raises(DataError, match="no registers"):
+            select_tokens(rows, site, "registers")
+
+
+@every_site
+def test_a_store_foretells_its_rows(adapters: Get, name: str, site: Site) -> None:
+    adapter = adapters(name)
+    for which in get_args(Tokens):
+        try:
+            chosen = select_tokens(torch.zeros(1, site.tokens, site.width), site, which)
+        except DataError:
+            continue  # no such tokens
+        index = describe(adapter, Nothing(), site, which, "float32")
+        assert index.tokens_per_image == slots(adapter) * chosen.shape[1]
+        assert index.width == site.width and index.provenance.tokens == which
+        assert index.provenance.timesteps == getattr(adapter, "timesteps", ())
+        assert index.provenance.half == getattr(adapter, "half", "none")
+
+
+class Nothing(IndexedSource):
+    name = "nothing"
+
+    def __len__(self) -> int:
+        return 0
+
+    def item(self, i: int) -> Item:
+        raise IndexError
 
 
 @every_site
@@ -369,7 +175,7 @@ def test_activations_are_what_plain_hooks_see(adapters: Get, name: str, site: Si
 
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         entered = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        left = output[0] if isinstance(output, tuple) else output
+        left = output[place_of(site.name).part or 0] if isinstance(output, tuple) else output
         seen.append((entered.clone(), left.clone()))
 
     module = adapter.model.get_submodule(site.module)
@@ -377,21 +183,23 @@ def test_activations_are_what_plain_hooks_see(adapters: Get, name: str, site: Si
     with torch.no_grad():
         adapter.run(batch)
     handle.remove()
-    [(entered, left)] = seen
-    acts = from_tokens(activations(adapter, batch, site), site)
-    if site.kind == "heads":
-        torch.testing.assert_close(projected(module, acts), left)
-    elif site.kind == "update":
-        assert torch.equal(acts, left - entered)
-    else:
-        assert torch.equal(acts, left if site.kind == "output" else entered)
+    entered, left = (stepwise(adapter, [pair[i] for pair in seen]) for i in (0, 1))
+    parts = activations(adapter, batch, site).split(site.tokens, dim=1)
+    for acts, x, y in zip((from_tokens(part, site) for part in parts), entered, left, strict=True):
+        if site.kind == "heads":
+            torch.testing.assert_close(projected(module, acts), y)
+        elif site.kind == "update":
+            assert torch.equal(acts, y - x)
+        else:
+            assert torch.equal(acts, y if site.kind == "output" else x)
 
 
 @torch.inference_mode()
 def projected(attention: nn.Module, heads: Tensor) -> Tensor:
     """What the module makes of its heads, as matrix algebra: heads W^T + b."""
-    names = [name for name in ("proj", "out_proj", "o_proj", "o") if hasattr(attention, name)]
-    linear: Any = getattr(attention, names[0])
+    names = ("proj", "out_proj", "o_proj", "o", "to_out")
+    linear: Any = next(getattr(attention, name) for name in names if hasattr(attention, name))
+    linear = linear[0] if isinstance(linear, nn.ModuleList) else linear  # then a dropout
     out: Tensor = heads @ linear.weight.T
     return out if linear.bias is None else out + linear.bias
 
@@ -406,9 +214,11 @@ def test_runs_agree_with_each_other(adapters: Get, name: str, site: Site) -> Non
     alone = [adapter.prepare([item]) for item in items(adapter, 3)]
     single = torch.cat([activations(adapter, one, site) for one in alone])
     torch.testing.assert_close(single, acts, rtol=1e-4, atol=1e-4)
-    with inference(adapter.model), capture(adapter.model, [site.name]) as whole:
+    everything = lambda call, tensor: tensor  # noqa: E731
+    with inference(adapter.model), capture(adapter.model, [site.name], keep=everything) as whole:
         adapter.run(batch)
-    assert torch.equal(to_tokens(whole[site.name], site), acts)
+    outputs = stepwise(adapter, whole.calls[site.name])
+    assert torch.equal(torch.cat([to_tokens(output, site) for output in outputs], 1), acts)
 
 
 @every_site
@@ -482,11 +292,14 @@ def test_a_prompt_is_read_as_its_text(adapters: Get, name: str) -> None:
     adapter = adapters(name)
     if adapter.reads == "images":
         pytest.skip("reads images")
+    with pytest.raises(DataError, match="reads texts"):
+        adapter.prepare(pictures(1))
+    if isinstance(adapter, StepAdapter):
+        assert adapter.prepare(["dog"]) == adapter.prepare([Prompt("dog", seed=0)])
+        return
     prompts = [Prompt(text, seed=2) for text in items(adapter, 3)]
     pairs = zip(parts(adapter.prepare(prompts)), parts(prepared(adapter, 3)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    with pytest.raises(DataError, match="reads texts"):
-        adapter.prepare(pictures(1))
 
 
 @every_adapter

@@ -18,12 +18,11 @@ import diffusers_models as tiny
 
 from vision_sae.adapters.diffusion import TrajectoryAdapter
 from vision_sae.data import open_data
-from vision_sae.data.prompts import Prompt
-from vision_sae.errors import ConfigError, DataError, UnknownName
-from vision_sae.extract import Reading, activations_of, extract
-from vision_sae.model.adapter import StepAdapter, fingerprint
+from vision_sae.data.prompts import Prompt, PromptSource
+from vision_sae.errors import ConfigError, DataError, StoreError
+from vision_sae.extract import Reading, activations_of, describe, extract
+from vision_sae.model.adapter import fingerprint
 from vision_sae.model.hooks import capture, inference
-from vision_sae.model.probing import probe_site
 from vision_sae.model.sites import Site
 from vision_sae.store import Store
 
@@ -328,7 +327,7 @@ def test_a_unet_that_needs_more_than_a_text(options: dict[str, Any], message: st
 def test_prompts_of_two_guidances_are_not_one_batch() -> None:
     adapter = adapter_of()
     batch = adapter.prepare(["cat", Prompt("dog", guidance=5.0)])
-    with pytest.raises(DataError, match="one guidance; this one has 3, 5: take a batch size of 1"):
+    with pytest.raises(DataError, match="one guidance; this one has 3, 5: take a batch for each"):
         adapter.run(batch)
 
 
@@ -350,25 +349,25 @@ def test_a_scheduler_that_was_exchanged_is_noticed() -> None:
         adapter.run(adapter.prepare(PROMPTS))
 
 
-# ---- the contract
+# ---- what is remembered
 
 
-@every_pipeline
-def test_a_declared_site_is_what_a_run_gives(name: str) -> None:
-    adapter = adapter_of(name, every=3)
-    assert isinstance(adapter, StepAdapter) and adapter.reads == "texts"
-    batch = adapter.prepare(PROMPTS)
-    for site in SITES[name]:
-        assert probe_site(adapter, site.name, batch[:1]) == site
-        acts = activations_of(adapter, batch, Reading((site,)))[site.name]
-        assert acts.shape == (2, 2 * site.tokens, site.width)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in adapter.model.modules())
+def test_a_store_is_not_continued_with_another_scheduler(tmp_path: Path) -> None:
+    """But an SAE that was trained on it reads the timesteps of any."""
+    data, folder = PromptSource(str(prompts_in(tmp_path))), tmp_path / "acts"
+    first = extract(adapter_of(name="tiny"), data, MAP.name, folder)
+    pipe = tiny.sd(unet=pipe_of("sd").unet, scheduler=tiny.ddim(prediction_type="v_prediction"))
+    other = TrajectoryAdapter(pipe, **SETTINGS, name="tiny")
+    with pytest.raises(StoreError, match="another job .sampler .*DDIMScheduler-"):
+        extract(other, data, MAP.name, folder)
+    again = describe(other, data, MAP, "all", "float32")
+    assert again.provenance.sampler != first.provenance.sampler
+    assert first.provenance.differs(again.provenance) is None
 
 
-def test_a_site_that_is_not_there_is_named() -> None:
-    adapter = adapter_of()
-    with pytest.raises(UnknownName, match="no site 'up_block'; did you mean up_blocks"):
-        probe_site(adapter, "up_block", adapter.prepare(["cat"]))
+def prompts_in(folder: Path) -> Path:
+    (folder / "prompts.txt").write_text("a cat\n")
+    return folder / "prompts.txt"
 
 
 def test_the_name_says_the_settings() -> None:
@@ -379,13 +378,16 @@ def test_the_name_says_the_settings() -> None:
 
 @pytest.mark.parametrize(("half", "slots"), [("cond", 2), ("both", 4)])
 def test_a_store_of_prompts_remembers_timesteps(half: Any, slots: int, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a cat\na dog\na bird\n")
+    """Of two guidances in one table, each has its batches."""
+    table = "prompt,guidance\na cat,\na dog,\na bird,5\n"
+    (tmp_path / "prompts.csv").write_text(table)
     adapter = adapter_of(every=2, half=half, name="tiny")
-    data = open_data(str(tmp_path / "prompts.txt"))
+    data = open_data(str(tmp_path / "prompts.csv"))
     index = extract(adapter, data, MAP.name, tmp_path / "store", batch_size=2)
     assert index.provenance.timesteps == (751, 251) and index.provenance.half == half
     assert index.tokens_per_image == slots * 64
-    prompts = [Prompt("a cat", 0), Prompt("a dog", 1), Prompt("a bird", 2)]
-    expected = kept_of(adapter, MAP, prompts)
+    assert index.provenance.sampler.startswith("DDIMScheduler-")
+    prompts = [Prompt("a cat", 0), Prompt("a dog", 1), Prompt("a bird", 2, 5.0)]
+    expected = torch.cat([kept_of(adapter, MAP, [prompt]) for prompt in prompts])
     acts = Store(tmp_path / "store").acts([0, 1, 2])
     torch.testing.assert_close(acts.view_as(expected), expected, rtol=1e-4, atol=1e-4)

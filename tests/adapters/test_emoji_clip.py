@@ -8,9 +8,7 @@ import torch
 from vision_sae.adapters.clip import ClipAdapter
 from vision_sae.assets import emoji_canvas
 from vision_sae.assets.models import FOLDER
-from vision_sae.model.adapter import TextImageAdapter, fingerprint, load_adapter
-from vision_sae.model.probing import probe_site
-from vision_sae.model.sites import Site
+from vision_sae.model.adapter import fingerprint, load_adapter
 
 pytest.importorskip("open_clip")
 SITE = "visual.transformer.resblocks.4"
@@ -27,23 +25,6 @@ def test_it_is_an_open_clip_folder_like_any_other() -> None:
     same = load_adapter(f"open_clip:local-dir:{FOLDER}")
     assert emoji_clip().name == "emoji-clip"
     assert fingerprint(same.model) == fingerprint(emoji_clip().model)
-
-
-def test_its_site_has_8_by_8_patches_and_a_class_token() -> None:
-    example = emoji_clip().prepare([emoji_canvas("validation").picture(0)])
-    assert example.shape == (1, 3, 64, 64)
-    assert probe_site(emoji_clip(), SITE, example) == Site(SITE, "tokens", 192, 65, 1, (8, 8))
-
-
-def test_its_embeddings_are_unit_vectors() -> None:
-    model = emoji_clip()
-    assert isinstance(model, TextImageAdapter)
-    canvas = emoji_canvas("validation")
-    images = model.embed_images(model.prepare([canvas.picture(i) for i in range(8)]))
-    texts = model.embed_texts(["red heart", "dog", ""])
-    for rows in (images, texts):
-        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
-    assert images.shape[1] == texts.shape[1]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -100,6 +101,20 @@ def test_what_is_kept_of_each_call(net: nn.Sequential) -> None:
 
 def test_a_wrapped_model_is_read_by_the_paths_inside(net: nn.Sequential) -> None:
     assert torch.equal(read(nn.DataParallel(net), "0")["0"], read(net, "0")["0"])
+
+
+def test_a_model_in_ddp_is_read_and_edited_by_the_paths_inside(net: nn.Sequential) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(net)
+        assert torch.equal(read(wrapped, "0:update")["0:update"], read(net, "0:update")["0:update"])
+        with torch.inference_mode(), edit(wrapped, "0", torch.zeros_like):
+            zeros = wrapped(X)
+        with torch.inference_mode():
+            assert torch.equal(zeros, net[1](torch.zeros_like(X)))
+        assert not net[0]._forward_hooks
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_compiled_model_is_refused(net: nn.Sequential) -> None:

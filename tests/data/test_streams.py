@@ -110,6 +110,22 @@ def test_the_length_of_a_stream_is_counted_once(
     assert keys(read) == ["d", "e"] and len(read) == 2 and not caplog.text
 
 
+def test_a_file_of_sizes_saves_the_count(
+    two: Path, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (two / "sizes.json").write_text('{"0.tar": 3, "1.tar": "two", "8.tar": 1}')
+    with caplog.at_level(logging.INFO):
+        assert len(open_data(f"{address}/0.tar")) == 3 and not caplog.text
+        assert len(open_data(f"{address}/{{0..1}}.tar")) == 5
+    assert "1.tar once, to count" in caplog.text  # of it a text is said, not a number
+
+
+def test_a_file_of_sizes_that_is_wrong_is_noticed(two: Path, address: str) -> None:
+    (two / "sizes.json").write_text('{"0.tar": 4}')
+    with pytest.raises(DataError, match="0.tar holds 3 images; sizes.json says 4"):
+        keys(open_data(f"{address}/0.tar"))
+
+
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
 def test_a_stream_that_is_cut_off_anywhere_is_reported(two: Path, ending: str) -> None:
     whole = two / f"0.{ending}"

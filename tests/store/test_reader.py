@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vision_sae.errors import DataError, StoreError, UnknownName
 from vision_sae.provenance import Provenance
-from vision_sae.store import MemoryStore, Row, Store, StoreIndex, StoreWriter, reader
+from vision_sae.store import MemoryStore, Row, Store, StoreIndex, StoreWriter, mapped
 from vision_sae.store.index import DTYPES
 from vision_sae.store.order import shuffled
 
@@ -295,9 +295,9 @@ def test_a_shard_is_verified_once_and_only_when_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verified: list[str] = []
-    real = reader.sha256
-    monkeypatch.setattr(reader, "sha256", lambda path: verified.append(path.name) or real(path))
-    monkeypatch.setattr(reader, "MAPS", 1)  # each shard is mapped anew, not verified anew
+    real = mapped.sha256
+    monkeypatch.setattr(mapped, "sha256", lambda path: verified.append(path.name) or real(path))
+    monkeypatch.setattr(mapped, "MAPS", 1)  # each shard is mapped anew, not verified anew
     store = Store(write(tmp_path))
     assert verified == []
     for _ in range(2):
@@ -313,7 +313,7 @@ def test_a_shard_is_verified_once_and_only_when_it_is_read(
 def test_few_maps_at_a_time_give_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maps: int
 ) -> None:
-    monkeypatch.setattr(reader, "MAPS", maps)
+    monkeypatch.setattr(mapped, "MAPS", maps)
     store = Store(write(tmp_path))
     for _ in range(3):
         assert torch.equal(torch.cat(list(store.in_order())), ACTS)
@@ -360,6 +360,27 @@ def test_a_cut_off_shard_is_refused_at_once(tmp_path: Path) -> None:
     for verify in (True, False):
         with pytest.raises(StoreError, match=message):
             Store(tmp_path, verify=verify)
+
+
+def test_a_large_store_is_checked_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "LARGE", 1)
+    store = Store(write(tmp_path))
+    store.acts([0])
+    assert store._shards.checking is not None
+    store._shards.checking.join()
+    assert not store._shards.unverified
+    path = tmp_path / "00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    store = Store(tmp_path)
+    batches = store.batches(2)
+    with pytest.raises(StoreError, match="00001.safetensors is corrupt .its checksum"):
+        for _ in range(10**6):
+            next(batches)
+    batches.close()  # type: ignore[attr-defined]
 
 
 def test_a_shard_that_goes_away_is_named_when_it_is_read(tmp_path: Path) -> None:

@@ -140,18 +140,20 @@ def death_after(
     operations: int, monkeypatch: pytest.MonkeyPatch, *, half_written: bool = False
 ) -> Iterator[list[str]]:
     """Let so many file operations happen; the next one does not, or only as a partial file."""
-    real, done = files.write_bytes, list[str]()
+    real, done = files.whole, list[str]()
 
-    def write_bytes(path: Path, data: bytes) -> None:
+    @contextmanager
+    def whole(path: Path, size: int) -> Iterator[Path]:
         if len(done) == operations:
             if half_written:
-                path.with_name(path.name + ".partial").write_bytes(data[: len(data) // 2])
+                path.with_name(path.name + ".partial").write_bytes(bytes(size // 2))
             raise Dead
         done.append(path.name)
-        real(path, data)
+        with real(path, size) as partial:
+            yield partial
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_bytes", write_bytes)
+        patch.setattr(files, "whole", whole)
         yield done
 
 

@@ -51,6 +51,7 @@ app = typer.Typer(
 
 class Which(StrEnum):
     cls = "cls"
+    registers = "registers"
     patches = "patches"
     pooled = "pooled"
     all = "all"

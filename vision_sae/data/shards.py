@@ -14,7 +14,7 @@ from urllib.request import url2pathname
 from vision_sae.data.indexed import permutation, shuffled_name
 from vision_sae.data.rgb import ENDINGS as IMAGE_ENDINGS
 from vision_sae.data.rgb import to_rgb
-from vision_sae.data.shard import Shard
+from vision_sae.data.shard import Shard, said_lengths
 from vision_sae.data.source import Gives, Item
 from vision_sae.data.streams import is_stream
 from vision_sae.data.tar_rows import Row
@@ -27,8 +27,9 @@ class ShardSource:
     """The rows that hold an image, shard by shard; keys are the shards' own.
 
     `about` is the row's .json, with its .cls as `label` and its .txt as `caption`. The length of
-    shards behind addresses and pipes is found by reading them once. Raises DataError for a shard
-    that is missing, cut off or damaged, and when there is no image at all.
+    shards behind addresses is read from a sizes.json beside them, else, as that of pipes, found by
+    reading them once. Raises DataError for a shard that is missing, cut off or damaged, that holds
+    another number of images than its sizes.json says, and when there is no image at all.
     """
 
     gives: Gives = "images"
@@ -36,7 +37,9 @@ class ShardSource:
     def __init__(self, pattern: str) -> None:
         place = _file_path(pattern) if pattern.startswith("file:") else pattern
         self.name = place if is_stream(place) else _absolute(os.path.expanduser(place))
-        self.shards = [Shard(place) for place in _find(self.name)]
+        places = _find(self.name)
+        lengths = said_lengths(places)
+        self.shards = [Shard(p, n) for p, n in zip(places, lengths, strict=True)]
         if not any(True for shard in self.shards for _ in shard.rows()):
             raise DataError(f"no images in {pattern}; looked for {', '.join(IMAGE_ENDINGS)}")
 

@@ -17,12 +17,14 @@ class Adapter(Protocol):
     """A model, how to feed it, and how to read its sites.
 
     `name` is what stores and checkpoints remember; `prefix_tokens` counts the tokens that stand
-    before the patches in the model's token sequences (1 for a CLS token).
+    before the patches in the model's token sequences: class tokens (CLS, and in distilled models
+    one more), then `registers` of them that are registers.
     """
 
     name: str
     model: nn.Module
     prefix_tokens: int
+    registers: int
     reads: Literal["images", "texts"]
 
     def prepare(self, items: Sequence[Any]) -> Any:
@@ -44,7 +46,8 @@ class StepAdapter(Adapter, Protocol):
 
     `timesteps` are those that are kept, in the order in which they run; `calls` counts the calls of
     the denoiser up to the last of them. `half` says which half of a guided batch is kept; with
-    `both`, each step has two slots: conditional, unconditional.
+    `both`, each step has two slots: conditional, unconditional. A `sampler`, where there is one,
+    says in a word what steps from one to the next: stores of two are kept apart.
     """
 
     timesteps: tuple[int, ...]

@@ -19,11 +19,12 @@ def reconstruct(sae: SAE) -> Change:
 
 
 def on_tokens(change: Change, site: Site, which: Tokens) -> Callable[[Tensor], Tensor]:
-    """A change of rows as a change of a site's output, on the class token, the patches or all.
+    """A change of rows as a change of a site's output, on the class token, registers,
+    patches or all.
 
     Rows (float32 or shorter) that `change` gives back as they came stay bit for bit. Raises
     DataError for pooled tokens of a token site, whose mean cannot be put back, and for a class
-    token that is not there.
+    token or registers that are not there.
     """
     if which == "pooled" and site.layout != "vector":
         raise DataError(f"pooled tokens of {site.name!r} are a mean, which cannot be put back")

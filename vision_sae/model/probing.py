@@ -54,7 +54,7 @@ def all_sites(adapter: Adapter, example: Any) -> dict[str, Site]:
 
 
 def _site(adapter: Adapter, name: str, two: Shape, three: Shape) -> Site:
-    site = site_from_shapes(name, two, three, adapter.prefix_tokens)
+    site = site_from_shapes(name, two, three, adapter.prefix_tokens, adapter.registers)
     of_images = adapter.reads == "images" or isinstance(adapter, StepAdapter)
     words = site.layout == "tokens" and not of_images
     return replace(site, grid=None) if words else site

@@ -52,7 +52,8 @@ class Site:
 
     `vector` is [b d], `tokens` is [b t d] (with the batch at `batch_axis`), `map` is [b d h w], or
     [b h w d] where `width_axis` is 3.
-    `prefix` counts the class and register tokens that stand before the patches.
+    `prefix` counts the class and register tokens that stand before the patches, in this order;
+    `registers` those of them that are registers.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Site:
     grid: tuple[int, int] | None
     batch_axis: int = 0
     width_axis: int = 1  # of a map
+    registers: int = 0
 
     @property
     def module(self) -> str:
@@ -75,7 +77,9 @@ class Site:
         return place_of(self.name).kind
 
 
-def site_from_shapes(name: str, two: tuple[int, ...], three: tuple[int, ...], prefix: int) -> Site:
+def site_from_shapes(
+    name: str, two: tuple[int, ...], three: tuple[int, ...], prefix: int, registers: int = 0
+) -> Site:
     """A site from what it gave for batches of 2 and 3. Raises DataError for other layouts."""
     differ = [i for i, (a, b) in enumerate(zip(two, three, strict=False)) if a != b]
     allowed = {2: [[0]], 3: [[0], [1]], 4: [[0]]}  # tokens may come as [tokens batch width]
@@ -94,10 +98,10 @@ def site_from_shapes(name: str, two: tuple[int, ...], three: tuple[int, ...], pr
         return Site(name, "map", d, h * w, 0, (h, w), width_axis=3 if last else 1)
     tokens = two[1 - axis]
     if not _side(tokens - prefix) and _side(tokens):
-        prefix = 0  # before the class token comes in, or after it has gone
+        prefix = registers = 0  # before the class token comes in, or after it has gone
     side = _side(tokens - prefix)
     grid = (side, side) if side else None
-    return Site(name, "tokens", two[2], tokens, prefix, grid, axis)
+    return Site(name, "tokens", two[2], tokens, prefix, grid, axis, registers=registers)
 
 
 def _side(tokens: int) -> int:
@@ -127,20 +131,25 @@ def from_tokens(tokens: Float[Tensor, "b t d"], site: Site) -> Tensor:
 
 
 def token_span(site: Site, which: Tokens) -> slice:
-    """Where the class token, the patches (also those to be pooled) or all tokens stand.
+    """Where the class token, registers, patches (also those to be pooled) or all tokens stand.
 
-    Raises DataError for a class token that is not there.
+    Of two class tokens (distilled models) the first. Raises DataError for tokens that are not
+    there.
     """
-    if which == "cls" and not site.prefix:
-        raise DataError(f"site {site.name!r} has no class token; choose patches, pooled or all")
-    starts = {"cls": 0, "all": 0, "patches": site.prefix, "pooled": site.prefix}
-    return slice(starts[which], 1 if which == "cls" else site.tokens)
+    classes = site.prefix - site.registers
+    if which == "cls" and not classes:
+        others = ["registers"] * (site.registers > 0) + ["patches", "pooled"]
+        raise DataError(f"site {site.name!r} has no class token; choose {', '.join(others)} or all")
+    if which == "registers" and not site.registers:
+        raise DataError(f"site {site.name!r} has no registers; choose another kind of tokens")
+    spans = {"cls": (0, 1), "registers": (classes, site.prefix), "all": (0, site.tokens)}
+    return slice(*spans.get(which, (site.prefix, site.tokens)))
 
 
 def select_tokens(
     tokens: Float[Tensor, "b t d"], site: Site, which: Tokens
 ) -> Float[Tensor, "b u d"]:
-    """Keep the class token, the patches, the mean of the patches (`pooled`), or all.
+    """Keep the class token, registers, patches, the mean of the patches (`pooled`), or all.
 
     Raises DataError when the site has no such tokens.
     """

@@ -79,7 +79,7 @@ class StoreIndex(Versioned):
         return (
             self.provenance.differs(other.provenance)
             or first_difference(self, other, shape)
-            or first_difference(self.provenance, other.provenance, ["data", "timesteps"])
+            or first_difference(self.provenance, other.provenance, ["data", "timesteps", "sampler"])
         )
 
     def write(self, folder: Path) -> None:

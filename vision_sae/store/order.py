@@ -113,7 +113,7 @@ class MemoryStore:
     def sample(self, n: int, *, seed: int = 0) -> Batch:
         return next(self.batches(n, seed=seed))
 
-    def locate(self, size: int, seed: int, batch: int, row: int) -> str:
+    def locate(self, size: int, seed: int, batch: int, row: int, parts: int = 1) -> str:
         """Where a row of a batch came from."""
         return f"row {int(next(shuffled(self.rows, size, seed=seed, start=batch))[row])}"
 

@@ -3,25 +3,19 @@
 import copy
 import json
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vision_sae.errors import DataError, StoreError, UnknownName
-from vision_sae.files import sha256
 from vision_sae.store.index import (
-    DTYPES,
     INDEX,
-    Shard,
     Sidecar,
     StoreIndex,
     gathered,
@@ -32,16 +26,16 @@ from vision_sae.store.order import Part, shuffled
 from vision_sae.store.prefetch import prefetched
 
 SITES = "sites.json"  # {"sites": {site: sub-folder}}: in place of an index where there are several
-MAPS = 2**14  # shards mapped at a time; mapped files are closed, and Linux allows 65,530 maps
 
 
 class Store:
     """The activations in a folder; rows are image-major: row = image * tokens_per_image + token.
 
     Shards are memory-mapped when they are first read, and then checked against their checksums
-    unless `verify` is false. Raises StoreError for no store, several (see `of_site`), an
-    unfinished one (unless `allow_partial`), or a shard that is missing or of another size; reading
-    raises it for a shard whose bytes are not what was written.
+    unless `verify` is false; a store of more than 4 GB by a thread while it is read. Raises
+    StoreError for no store, several (see `of_site`), an unfinished one (unless `allow_partial`), or
+    a shard that is missing or of another size; reading raises it for a shard whose bytes are not
+    what was written, in a large store as soon as one is found.
     """
 
     def __init__(
@@ -63,7 +57,7 @@ class Store:
             )
         if not self.index.images:
             raise StoreError(f"{self.folder} holds no finished shard yet")
-        self._shards = _Shards(self.folder, self.index, verify)
+        self._shards = Shards(self.folder, self.index, verify)
         self._ends = list(accumulate(shard.images for shard in self.index.shards))
         self._tokens = slice(0, self.index.tokens_per_image)  # of those that the shards hold
 
@@ -165,7 +159,7 @@ class Store:
         order = shuffled(self.rows, size, seed=seed, start=start, part=part)
         return prefetched(lambda: map(self._gather, order))
 
-    def locate(self, size: int, seed: int, batch: int, row: int) -> str:
+    def locate(self, size: int, seed: int, batch: int, row: int, parts: int = 1) -> str:
         """Where a row of a batch came from: its shard, image and token."""
         number = int(next(shuffled(self.rows, size, seed=seed, start=batch))[row])
         image, token = divmod(number, self.index.tokens_per_image)
@@ -195,71 +189,6 @@ class Store:
         out = torch.empty(len(rows), self.width)
         out[order] = found.float()
         return out
-
-
-class _Shards:
-    """A store's shard files [images tokens width], mapped and verified when they are first read.
-
-    Threads may share it. The least recently read of more than `MAPS` is mapped anew when needed.
-    """
-
-    def __init__(self, folder: Path, index: StoreIndex, verify: bool) -> None:
-        self.shards, self.tokens = index.shards, index.tokens_per_image
-        images = torch.tensor([shard.images for shard in self.shards])
-        self.row_ends = images.cumsum(0) * self.tokens
-        self.shape, self.dtype = (index.tokens_per_image, index.width), DTYPES[index.dtype]
-        self.paths = [folder / f"{shard.name}.safetensors" for shard in index.shards]
-        self.unverified = set(range(len(self.paths))) if verify else set()
-        self.maps: OrderedDict[int, Tensor] = OrderedDict()
-        self.lock = Lock()
-        for path, shard in zip(self.paths, self.shards, strict=True):
-            _check_size(path, shard)
-
-    def __getitem__(self, number: int) -> Tensor:
-        with self.lock:
-            if number not in self.maps:
-                if number in self.unverified:
-                    self.verify(number)
-                self.maps[number] = self._map(number)
-                if len(self.maps) > MAPS:
-                    self.maps.popitem(last=False)
-            self.maps.move_to_end(number)
-            return self.maps[number]
-
-    def verify(self, number: int) -> None:
-        path = self.paths[number]
-        try:
-            found = sha256(path)
-        except OSError as error:
-            raise StoreError(f"shard {path} cannot be read: {error.strerror}") from error
-        if found != self.shards[number].sha256:
-            raise _corrupt(path, "its checksum is not the one in the index")
-        self.unverified.discard(number)
-
-    def _map(self, number: int) -> Tensor:
-        path, shape = self.paths[number], (self.shards[number].images, *self.shape)
-        try:
-            with safe_open(path, framework="pt") as file:
-                acts: Tensor = file.get_tensor("activations")
-        except (SafetensorError, OSError) as error:
-            raise _corrupt(path, str(error)) from error
-        if tuple(acts.shape) != shape or acts.dtype != self.dtype:
-            held = f"{tuple(acts.shape)} {acts.dtype}"
-            raise _corrupt(path, f"it holds {held}, the index says {shape} {self.dtype}")
-        return acts
-
-
-def _check_size(path: Path, shard: Shard) -> None:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError as error:
-        raise StoreError(f"shard {path} is missing; run extract again with --overwrite") from error
-    if size != shard.bytes:
-        raise _corrupt(path, f"it has {size:,} bytes, the index says {shard.bytes:,}")
-
-
-def _corrupt(path: Path, why: str) -> StoreError:
-    return StoreError(f"shard {path} is corrupt ({why}); run extract again with --overwrite")
 
 
 def _sites(folder: Path) -> dict[str, str]:

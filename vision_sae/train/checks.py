@@ -57,15 +57,15 @@ def check_batch(batch: Batch, source: Source, config: TrainConfig, step: int, gr
         finite = group.in_order(rows.isfinite().all(1))
         bad = (~finite).nonzero()[:, 0]
         if len(bad):
-            place = _place(source, config, step, int(bad[0]))
+            place = _place(source, config, step, int(bad[0]), group.rows.size)
             raise DataError(
                 f"NaN or infinity in {len(bad)} of {len(finite)} rows of step {step}; "
                 f"the first is {place}"
             )
 
 
-def _place(source: Source, config: TrainConfig, step: int, row: int) -> str:
+def _place(source: Source, config: TrainConfig, step: int, row: int, parts: int) -> str:
     locate = getattr(source, "locate", None)
     if locate is None:
         return f"row {row} of the batch"
-    return str(locate(config.batch_size, config.seed, step, row))
+    return str(locate(config.batch_size, config.seed, step, row, parts))
