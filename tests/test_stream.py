@@ -13,6 +13,7 @@ from vision_sae.adapters.toy import ToyAdapter
 from vision_sae.data import open_data
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.extract import activations, extract
+from vision_sae.measures.metrics import evaluate
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import Store
 from vision_sae.stream import Stream
@@ -136,6 +137,16 @@ def test_a_sample_is_the_same_for_all(images: Path) -> None:
 def test_nothing_at_a_time_is_refused(images: Path, options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="must be at least 1; got buffer_rows="):
         stream_of(images, **options)
+
+
+def test_training_from_the_stream_is_as_good_as_from_a_store(images: Path, tmp_path: Path) -> None:
+    rows = stored(images, tmp_path / "acts")
+    config = TrainConfig(steps=150, batch_size=40, lr=1e-2)
+    found = []
+    for source in (Store(tmp_path / "acts"), stream_of(images, buffer_rows=12 * T, batch_size=12)):
+        sae = train(SAE(SAEConfig.of(24, 48, k=4), seed=1), source, config)
+        found.append(evaluate(sae, [rows]).fvu)
+    assert found[0] < 0.2 and found[1] == pytest.approx(found[0], rel=0.25)
 
 
 def test_training_resumes_exactly(images: Path, tmp_path: Path) -> None:

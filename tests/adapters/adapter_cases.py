@@ -288,6 +288,8 @@ CASES = {
             *block(
                 "visual.transformer.resblocks.0", "visual.transformer.resblocks.0.attn", 32, 4, 1
             ),
+            tokens("visual.transformer.resblocks.0.mlp", 32, 4, 1),
+            tokens("visual.transformer.resblocks.0.mlp.gelu", 128, 4, 1),
             tokens("visual.ln_post", 32, 4, 1),
             vector("visual", 16),
         ],

@@ -128,6 +128,14 @@ def test_what_was_added_may_be_reused_by_the_caller(tmp_path: Path) -> None:
     assert torch.equal(Store(tmp_path).acts([0]), acts_of(0)[None])
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 3), (1, 2, 4)])
+def test_mixed_widths_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    writer = StoreWriter(tmp_path, index())
+    with pytest.raises(DataError, match=r"'k0' gives \(\d, \d\) tokens x width .* holds \(2, 3\)"):
+        writer.add(torch.zeros(shape), [row(0)])
+    writer.close()
+
+
 # ---- death and resumption
 
 
@@ -230,14 +238,15 @@ def test_a_finished_store_is_left_as_it_is(
 def test_a_full_disk_is_said_and_leaves_earlier_shards_readable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, bytes]
 ) -> None:
-    real = Path.open
+    real = files.save_file
 
-    def full(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
-        file = real(self, mode, *args, **options)
-        return Full(file) if self.name.startswith("00001.safetensors") and "w" in mode else file
+    def full(tensors: dict[str, Tensor], path: Path) -> None:
+        real(tensors, path)
+        if path.name.startswith("00001.safetensors"):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", full)
+        patch.setattr(files, "save_file", full)
         with pytest.raises(StoreError) as caught:
             run(tmp_path)
     message = str(caught.value)
@@ -248,22 +257,6 @@ def test_a_full_disk_is_said_and_leaves_earlier_shards_readable(
     assert store.keys == ["k0", "k1"] and torch.equal(store.acts([1])[0], acts_of(1))
     run(tmp_path)
     assert contents(tmp_path) == uninterrupted
-
-
-class Full:
-    """A file on a full disk."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-
-    def __enter__(self) -> "Full":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-    def write(self, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # ---- what is refused

@@ -22,6 +22,7 @@ from vision_sae.store.index import (
     read_index,
     read_sidecar,
 )
+from vision_sae.store.mapped import Shards
 from vision_sae.store.order import Part, shuffled
 from vision_sae.store.prefetch import prefetched
 

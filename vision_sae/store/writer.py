@@ -91,8 +91,16 @@ class StoreWriter:
     def add(self, acts: Float[Tensor, "b t d"], rows: list[Row]) -> None:
         """Copy some images' activations, without waiting for a GPU that still computes them.
 
-        NaN or infinity among them is a DataError that names the image, once the shard is written.
+        Raises DataError for another shape than the index says (images of several sizes), and
+        for NaN or infinity, naming the image, once the shard is written.
         """
+        said = (self.index.tokens_per_image, self.index.width)
+        if tuple(acts.shape[1:]) != said:
+            raise DataError(
+                f"{rows[0].key!r} gives {tuple(acts.shape[1:])} tokens x width at site "
+                f"{self.index.provenance.site!r}; the store holds {said}: all images must be "
+                "prepared to one size"
+            )
         for first, last in _runs([row.position // self.index.chunk for row in rows]):
             if self._turn_to(rows[first]):
                 self._fill(acts[first:last], rows[first:last])
