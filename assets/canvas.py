@@ -3,6 +3,7 @@
 Seven drawing styles x 1,562 concepts, captions, keywords, categories; see emoji-canvas/README.md.
 """
 
+import copy
 import io
 import json
 import math
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from vision_sae.data import ImageSource, Item
 from vision_sae.data.indexed import IndexedSource
-from vision_sae.errors import UnknownName, require
+from vision_sae.data.options import joined, split_options
+from vision_sae.errors import DataError, UnknownName, require
 
 FOLDER = Path(__file__).parent / "emoji-canvas"
 SPLITS = ("train", "validation", "test")
@@ -33,6 +35,17 @@ STYLES = (
     "fluent-high-contrast",
 )
 AUGMENTED = "+augmented"
+GROUNDS: dict[str, tuple[float, float, float]] = {
+    "black": (0.05, 0.05, 0.05),
+    "blue": (0.1, 0.25, 0.85),
+    "brown": (0.45, 0.27, 0.1),
+    "green": (0.1, 0.6, 0.2),
+    "orange": (1.0, 0.5, 0.05),
+    "purple": (0.5, 0.15, 0.6),
+    "red": (0.85, 0.1, 0.1),
+    "yellow": (1.0, 0.85, 0.1),
+}
+ANY_GROUND = "grounds"
 
 
 def augment(
@@ -57,6 +70,16 @@ def moved(
 ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
     """The shift, scale and rotation of `augment` alone: premultiplied colour, and alpha."""
     return _placed(rgba, torch.rand(len(rgba), 4, generator=generator) * 2 - 1, 1.0)
+
+
+def on_ground(
+    rgba: UInt8[Tensor, "b 4 h w"], generator: torch.Generator, ground: str
+) -> Float[Tensor, "b 3 h w"]:
+    """Each drawing moved and laid on a flat colour of GROUNDS; "grounds" draws one for each."""
+    colour, alpha = moved(rgba, generator)
+    flat = torch.tensor(list(GROUNDS.values()) if ground == ANY_GROUND else [GROUNDS[ground]])
+    chosen = torch.randint(len(flat), (len(rgba),), generator=generator)
+    return (colour + (1 - alpha) * flat[chosen][:, :, None, None]).clamp(0, 1)
 
 
 def _placed(
@@ -103,14 +126,19 @@ def to_picture(rgb: Float[Tensor, "3 h w"]) -> Any:
 class EmojiCanvas(torch.utils.data.Dataset[tuple[Any, dict[str, Any]]]):
     """One split, indexable: `canvas[i]` is (PIL image, metadata), `canvas.about[i]` the metadata.
 
-    With `augmented`, image i is drawn with a seed of its own, (seed, i): the same every time.
-    Raises UnknownName on an unknown split.
+    With `augmented`, image i is drawn with a seed of its own, (seed, i): the same every time. With
+    `ground`, it is shifted, scaled and rotated likewise and laid on a flat colour, one of GROUNDS,
+    or with "grounds" on one of them by chance. Raises UnknownName on an unknown split or ground.
     """
 
-    def __init__(self, split: str, *, augmented: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, split: str, *, augmented: bool = False, seed: int = 0, ground: str = ""
+    ) -> None:
         if split not in SPLITS:
             raise UnknownName("EmojiCanvas split", split, SPLITS)
-        self.split, self.augmented, self.seed = split, augmented, seed
+        if ground and ground not in (*GROUNDS, ANY_GROUND):
+            raise UnknownName("ground", ground, (*GROUNDS, ANY_GROUND))
+        self.split, self.augmented, self.seed, self.ground = split, augmented, seed, ground
         self.shards = sorted(FOLDER.glob(f"{split}-*.tar.gz"))
         self.about: list[dict[str, Any]] = []
         self._webp: list[bytes] = []
@@ -141,6 +169,8 @@ class EmojiCanvas(torch.utils.data.Dataset[tuple[Any, dict[str, Any]]]):
     def _draw(self, webp: bytes, index: int) -> Any:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         rgba = decode(webp)[None]
+        if self.ground:
+            return to_picture(on_ground(rgba, generator, self.ground)[0])
         return to_picture(augment(rgba, generator, strength=float(self.augmented))[0])
 
     def rgba(self) -> UInt8[Tensor, "n 4 h w"]:
@@ -169,27 +199,56 @@ def emoji_canvas(split: str = "train", *, augmented: bool = False, seed: int = 0
 
 
 class CanvasSource(IndexedSource):
-    """A split of EmojiCanvas as an image source; `about` is the metadata without the key."""
+    """A split of EmojiCanvas as an image source; `about` is the metadata without the key.
 
-    def __init__(self, split: str, *, augmented: bool = False) -> None:
-        self.canvas = EmojiCanvas(split, augmented=augmented)
-        self.name = f"emoji-canvas:{split}" + (AUGMENTED if augmented else "")
+    Each drawing comes `views` times in a row, moved anew each time; with several views or a ground
+    the key says which: `dove/twemoji@green.1`.
+    """
+
+    def __init__(
+        self, split: str, *, augmented: bool = False, ground: str = "", views: int = 1
+    ) -> None:
+        drawn = {"augmented": augmented, "ground": ground}
+        self.canvas = EmojiCanvas(split, **drawn)  # type: ignore[arg-type]
+        self.views = [self.canvas, *(copy.copy(self.canvas) for _ in range(views - 1))]
+        for seed, view in enumerate(self.views):
+            view.seed = seed
+        how = AUGMENTED if augmented else f"+{ground}" if ground else ""
+        self.name = joined(
+            f"emoji-canvas:{split}{how}", {"views": str(views)} if views > 1 else {}
+        )
 
     def __len__(self) -> int:
-        return len(self.canvas)
+        return len(self.canvas) * len(self.views)
 
     def item(self, i: int) -> Item:
-        about = {name: value for name, value in self.canvas.about[i].items() if name != "key"}
-        return Item(self.canvas.about[i]["key"], about, partial(self.canvas.picture, i))
+        row, view = divmod(range(len(self))[i], len(self.views))
+        about = {name: value for name, value in self.canvas.about[row].items() if name != "key"}
+        return Item(self._key(row, view), about, partial(self.views[view].picture, row))
+
+    def _key(self, row: int, view: int) -> str:
+        which = [self.canvas.ground] if self.canvas.ground else []
+        which += [str(view)] if len(self.views) > 1 else []
+        return "@".join(filter(None, [self.canvas.about[row]["key"], ".".join(which)]))
 
 
 def source(argument: str) -> ImageSource:
-    """The data plugin: a split, also as `train+augmented`; nothing means train.
+    """The data plugin: a split, also as `train+augmented`, `train+green`, `train+grounds`.
 
-    Raises UnknownName.
+    `train+augmented?views=2` has each drawing twice; nothing means train. Raises UnknownName,
+    DataError.
     """
-    allowed = [split + more for split in SPLITS for more in ("", AUGMENTED)]
-    if (argument or "train") not in allowed:
+    name, options = split_options(argument)
+    split, _, how = (name or "train").partition("+")
+    hows = ("augmented", ANY_GROUND, *GROUNDS)
+    if split not in SPLITS or (how and how not in hows) or name.endswith("+"):
+        allowed = [s + more for s in SPLITS for more in ("", *(f"+{h}" for h in hows))]
         raise UnknownName("EmojiCanvas split", argument, allowed)
-    split = argument.removesuffix(AUGMENTED) or "train"
-    return CanvasSource(split, augmented=argument.endswith(AUGMENTED))
+    views = options.pop("views", "1")
+    if options or not views.isdecimal() or not int(views) or (int(views) > 1 and not how):
+        raise DataError(
+            f"emoji-canvas:{argument}: views=N is the only setting, of a split that is moved, as "
+            "in train+augmented?views=2"
+        )
+    ground = how if how != "augmented" else ""
+    return CanvasSource(split, augmented=how == "augmented", ground=ground, views=int(views))
