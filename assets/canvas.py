@@ -8,7 +8,7 @@ import io
 import json
 import math
 import tarfile
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,12 @@ def emoji_canvas(split: str = "train", *, augmented: bool = False, seed: int = 0
     return EmojiCanvas(split, augmented=augmented, seed=seed)
 
 
+@lru_cache(len(SPLITS))
+def _drawings(split: str) -> EmojiCanvas:
+    """Read once, whoever draws them how."""
+    return EmojiCanvas(split)
+
+
 class CanvasSource(IndexedSource):
     """A split of EmojiCanvas as an image source; `about` is the metadata without the key.
 
@@ -208,15 +214,12 @@ class CanvasSource(IndexedSource):
     def __init__(
         self, split: str, *, augmented: bool = False, ground: str = "", views: int = 1
     ) -> None:
-        drawn = {"augmented": augmented, "ground": ground}
-        self.canvas = EmojiCanvas(split, **drawn)  # type: ignore[arg-type]
-        self.views = [self.canvas, *(copy.copy(self.canvas) for _ in range(views - 1))]
+        self.views = [copy.copy(_drawings(split)) for _ in range(views)]
         for seed, view in enumerate(self.views):
-            view.seed = seed
+            view.augmented, view.ground, view.seed = augmented, ground, seed
+        self.canvas = self.views[0]
         how = AUGMENTED if augmented else f"+{ground}" if ground else ""
-        self.name = joined(
-            f"emoji-canvas:{split}{how}", {"views": str(views)} if views > 1 else {}
-        )
+        self.name = joined(f"emoji-canvas:{split}{how}", {"views": str(views)} if views > 1 else {})
 
     def __len__(self) -> int:
         return len(self.canvas) * len(self.views)

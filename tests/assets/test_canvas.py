@@ -15,6 +15,7 @@ from PIL import Image
 
 from vision_sae.assets.canvas import (
     FOLDER,
+    GROUNDS,
     SPLITS,
     STYLES,
     EmojiCanvas,
@@ -23,7 +24,7 @@ from vision_sae.assets.canvas import (
     source,
 )
 from vision_sae.data import open_data
-from vision_sae.errors import UnknownName
+from vision_sae.errors import DataError, UnknownName
 
 SIZES = {"train": 10077, "validation": 731, "test": 962}
 ALWAYS = {"concept", "style", "name", "emoji", "category", "subcategory", "keywords", "caption"}
@@ -159,3 +160,33 @@ def test_an_unknown_split_is_refused() -> None:
         emoji_canvas("valid")
     with pytest.raises(UnknownName, match=r"did you mean test\+augmented"):
         source("test+augmentd")
+
+
+def test_a_ground_is_flat_and_the_views_of_a_drawing_differ() -> None:
+    views = source("validation+green?views=2")
+    assert len(views) == 2 * SIZES["validation"]
+    first, second = views.item(6), views.item(7)  # type: ignore[attr-defined]
+    assert (first.key.split("@")[1], second.key.split("@")[1]) == ("green.0", "green.1")
+    assert first.about == second.about
+    pictures = [np.array(item.open()) for item in (first, second)]
+    assert not np.array_equal(*pictures)
+    for pixels in pictures:
+        assert pixels[0, 0].tolist() == [round(255 * part) for part in GROUNDS["green"]]
+    assert open_data(views.name).item(7).key == second.key  # type: ignore[attr-defined]
+
+
+def test_any_ground_is_one_of_them_the_same_every_time() -> None:
+    views = source("validation+grounds")
+    corners = [views.item(i).open().getpixel((0, 0)) for i in range(40)]  # type: ignore[attr-defined]
+    allowed = {tuple(round(255 * part) for part in ground) for ground in GROUNDS.values()}
+    assert len(set(corners)) > 4
+    assert set(corners) <= allowed
+    assert views.item(3).open().getpixel((0, 0)) == corners[3]  # type: ignore[attr-defined]
+
+
+def test_grounds_and_views_that_there_are_not() -> None:
+    with pytest.raises(UnknownName, match=r"did you mean train\+green"):
+        source("train+gren")
+    for argument in ("train?views=2", "train+green?views=0", "train+green?sizes=3"):
+        with pytest.raises(DataError, match="views=N is the only setting"):
+            source(argument)
