@@ -2,7 +2,8 @@
 
 Ours are declared in pyproject.toml in the same way as a third party's. Groups:
 `vision_sae.adapters` (callables: argument -> Adapter), `vision_sae.data` (callables: split ->
-data source), `vision_sae.families`, and `vision_sae.recipes` (typer apps: commands of their own).
+data source), `vision_sae.families`, `vision_sae.explainers` (callables: argument -> Explainer) and
+`vision_sae.recipes` (typer apps: commands of their own).
 """
 
 from importlib.metadata import EntryPoint, entry_points
@@ -14,6 +15,7 @@ ADAPTERS = "vision_sae.adapters"
 DATA = "vision_sae.data"
 RECIPES = "vision_sae.recipes"
 FAMILIES = "vision_sae.families"
+EXPLAINERS = "vision_sae.explainers"
 
 
 def names(group: str) -> list[str]:

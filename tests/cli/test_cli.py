@@ -151,9 +151,11 @@ def test_name_as_json_and_for_the_report(fine: Fine, made: Path, tmp_path: Path)
     words = ["--vocabulary", made / "words.txt"]
     found = json.loads(fine("name", folder, *words, "--json").stdout, parse_constant=no_constant)
     assert found["summary"]["live latents"] == len(found["names"]) > 0
-    assert {row["name"] for row in found["names"]} <= {*COLOURS, "grey"}
+    assert {row["name"] for row in found["names"]} <= {*COLOURS, "grey", "unnamed"}
+    assert {row["word"] for row in found["names"] if row["word"]} <= {*COLOURS, "grey"}
     assert {row["factor"] for row in found["detections"]} <= {"label"}
-    assert json.loads((folder / "names.json").read_text()) == found["names"]
+    saved = json.loads((folder / "names.json").read_text())
+    assert saved == {"names": found["names"], "how": found["how"]}
 
 
 def test_name_as_a_table_with_the_images_names(fine: Fine, made: Path, tmp_path: Path) -> None:
@@ -316,7 +318,7 @@ def test_a_vocabulary_that_is_missing_or_too_small(
 ) -> None:
     words = tmp_path / "words.txt"
     message = refused("name", made / "sae", "--vocabulary", words)
-    assert f"no vocabulary file {words}" in message
+    assert f"no vocabulary '{words}': it is words, emoji, or a text file" in message
     words.write_text("one\n")
     assert "naming needs at least 2" in refused("name", made / "sae", "--vocabulary", words)
 

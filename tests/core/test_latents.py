@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vision_sae.errors import DataError, MismatchError
+from vision_sae.errors import MismatchError
 from vision_sae.matching import check_match
 from vision_sae.measures.factors import auroc, detections, folds, labels_of
 from vision_sae.measures.latents import ImageCodes, scan
-from vision_sae.naming import latent_directions, name_latents, read_vocabulary, top_images
 from vision_sae.provenance import Provenance
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import Row, Store, StoreIndex, StoreWriter
@@ -183,44 +182,3 @@ def test_auroc_is_the_share_of_pairs_in_order_with_ties_half(pairs: list[tuple[i
         return
     wins = sum((a > b) + 0.5 * (a == b) for a in yes for b in no)
     assert got == pytest.approx(wins / (len(yes) * len(no)))
-
-
-# --- names ---
-
-
-def test_latents_are_named_after_what_their_images_share() -> None:
-    """Words and images share a space; latent 0 fires on 'b' images, latent 2 on 'c' images."""
-    words = ["a", "b", "c"]
-    texts = torch.eye(3)
-    kind = torch.arange(30) % 3
-    embeddings = torch.nn.functional.normalize(
-        torch.eye(3)[kind] + 5.0, dim=1
-    )  # a large common part
-    dense = torch.stack([(kind == 1).float(), torch.zeros(30), 2.0 * (kind == 2)], 1)
-    live, directions = latent_directions(image_codes(dense), embeddings)
-    names = name_latents(live, directions, words, texts)
-    assert [(n.latent, n.name) for n in names] == [(0, "b"), (2, "c")]
-    assert all(n.score > 0.99 and n.margin > 0.5 for n in names)
-
-
-def test_only_the_top_images_are_needed() -> None:
-    dense = torch.arange(1, 11).float()[:, None]
-    assert top_images(image_codes(dense), 3) == [7, 8, 9]
-    embeddings = torch.full((10, 2), torch.nan)
-    embeddings[7:] = torch.randn(3, 2)
-    _, directions = latent_directions(image_codes(dense), embeddings, top=3)
-    assert bool(directions.isfinite().all())
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("\n \n", "holds 0 words"), ("one\none\n", "holds 1 words")]
-)
-def test_a_vocabulary_needs_two_words(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "words.txt").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_vocabulary(tmp_path / "words.txt")
-
-
-def test_a_missing_vocabulary_says_what_it_is() -> None:
-    with pytest.raises(DataError, match="a text file with a word or phrase per line"):
-        read_vocabulary(Path("nowhere.txt"))

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from vision_sae.errors import DataError
+from vision_sae.naming import UNNAMED, Name
 from vision_sae.report import payload, summaries
 from vision_sae.report.facts import Detection, ImageFacts, LatentFacts, Picture, ReportFacts
 from vision_sae.report.files import to_json
@@ -27,9 +28,7 @@ HOSTILE = """</script><img src=x onerror="alert('&')">"""
 def latent(number: int, **other: Any) -> LatentFacts:
     facts = LatentFacts(
         id=number,
-        name=f"name {number}",
-        name_score=0.31,
-        runner_up="second",
+        name=Name(number, f"name {number}", 0.31, "second", 0.1, f"name {number}"),
         frequency=0.01,
         image_share=0.2,
         mean=1.0,
@@ -103,7 +102,8 @@ def test_a_smaller_report_leaves_nothing_of_a_larger_one(tmp_path: Path) -> None
 
 def test_user_text_stays_text(tmp_path: Path) -> None:
     found = Detection(0, HOSTILE, HOSTILE, 0.5, 1, 1, 1, 1)
-    hostile = latent(0, name=HOSTILE, runner_up=HOSTILE, detection=found)
+    name = Name(0, HOSTILE, 0.3, HOSTILE, 0.1, HOSTILE, untested=HOSTILE)
+    hostile = latent(0, name=name, detection=found)
     images = [ImageFacts(HOSTILE, HOSTILE, solid(COLOURS[0]))] * 2
     facts = report([hostile], title=HOSTILE, images=images)
     write_page(replace(facts, provenance={HOSTILE: HOSTILE}, numbers={HOSTILE: 1.0}), tmp_path)
@@ -175,7 +175,7 @@ def test_odd_heat_is_drawn_as_nothing(maximum: float) -> None:
 
 def test_missing_parts_and_odd_numbers_are_valid_data(tmp_path: Path) -> None:
     bare = latent(
-        3, name=None, name_score=None, runner_up=None, top=[], quantiles={}, detection=None,
+        3, name=None, top=[], quantiles={}, detection=None,
         neighbours=[], histogram=[], mean=math.nan, maximum=math.inf, xy=(math.nan, 0.0),
     )  # fmt: skip
     facts = report([bare], frequencies=[math.nan, 0.5], image_fvu=[math.nan])
@@ -186,6 +186,17 @@ def test_missing_parts_and_odd_numbers_are_valid_data(tmp_path: Path) -> None:
     assert read(tmp_path, "latents-0")[0]["mean"] is None
     assert read(tmp_path, "overview")["training"]["loss"] == [None]
     assert read(tmp_path, "overview")["imageErrors"]["counts"] == []
+
+
+def test_names_come_with_their_tests_and_the_unnamed_without_a_name(tmp_path: Path) -> None:
+    tested = Name(0, "dog", 0.4, "wolf", 0.1, "dog", 0.93, 12, 731, "", 0.75, True)
+    unnamed = Name(1, UNNAMED, 0.1, "wolf", 0.0, "dog", untested="it fires on 2 of 731")
+    write_page(report([latent(0, name=tested), latent(1, name=unnamed)]), tmp_path)
+    rows = read(tmp_path, "overview")["latents"]
+    assert [(row["name"], row["auroc"]) for row in rows] == [("dog", 0.93), (None, None)]
+    first, second = (row["named"] for row in read(tmp_path, "latents-0"))
+    assert (first["positives"], first["images"], first["right"]) == (12, 731, True)
+    assert (second["word"], second["untested"]) == ("dog", "it fires on 2 of 731")
 
 
 def test_an_empty_report_is_a_page(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vision_sae import plugins
-from vision_sae.cli import compare, demo, many, show, steps
+from vision_sae.cli import compare, demo, many, naming, show, steps
 from vision_sae.cli.options import (
     Acts,
     BatchSize,
@@ -39,6 +39,8 @@ from vision_sae.cli.options import (
     settings_from,
 )
 from vision_sae.errors import claim_folder
+from vision_sae.jobs.naming import CANDIDATES, THRESHOLD, NamingConfig
+from vision_sae.naming import PLAIN
 
 app = typer.Typer(
     name="vision-sae",
@@ -311,17 +313,33 @@ def evaluate(
 def name(
     sae: Sae,
     acts: OptionalActs = None,
-    vocabulary: Annotated[
-        Path | None, typer.Option(help="A file with a word per line. Default: the images' names.")
-    ] = None,
+    vocabulary: naming.Vocabulary = None,
+    template: naming.Template = None,
+    directions: naming.Directions = naming.Ways.auto,
+    centre: Annotated[
+        bool, typer.Option(help="Take the means over images and over words off.")
+    ] = True,
+    candidates: naming.Candidates = CANDIDATES,
+    threshold: naming.Threshold = THRESHOLD,
+    explainer: naming.ExplainerName = None,
+    test: naming.Test = None,
+    images: Annotated[int, typer.Option(help="How many images to test names on.")] = 2000,
     json: Json = False,
 ) -> None:
-    """Name each latent by the model's text embeddings, and test it against known factors.
+    """Name each latent by the model's text embeddings, and test the names on held-out images.
 
-    Example: `vision-sae name sae/ --vocabulary words.txt`
+    Latents are tested against known factors, too. Everything is saved beside the SAE for `report`.
+
+    Example: `vision-sae name sae/ --vocabulary words --template "a photo of a {}"
+    --test emoji-canvas:validation`
     """
     with show.errors():
-        steps.name(steps.open_sae(sae, acts), vocabulary, json)
+        config = NamingConfig(  # refused before anything is encoded
+            directions=directions.value, templates=tuple(template or PLAIN), centre=centre,
+            candidates=candidates, threshold=threshold, held_out=images,
+        )  # fmt: skip
+        words = naming.words(vocabulary, explainer, test)
+        naming.name(steps.open_sae(sae, acts), words, config, json)
 
 
 @app.command()

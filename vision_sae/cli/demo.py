@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 
 from vision_sae import checkpoint
-from vision_sae.cli import show, steps
+from vision_sae.cli import naming, show, steps
+from vision_sae.jobs import NamingConfig
 
 MODEL, DATA, SITE = "emoji-clip", "emoji-canvas", "visual.transformer.resblocks.5"
 SUMMARY = [
@@ -14,6 +15,7 @@ SUMMARY = [
     "zero-shot accuracy",
     "with reconstruction",
     "live latents",
+    "names that detect, of those tested",
     "share with F1 of 0.5 or more",
 ]
 TRAINING = {"family": "topk", "k": 4, "expansion": 4}
@@ -29,7 +31,7 @@ def run(out: Path) -> Path:
         steps.train(steps.Training(acts, sae), TRAINING)
     opened = steps.open_sae(sae, acts)
     numbers = steps.evaluate(opened, MODEL, f"{DATA}:validation", None, 731, False)
-    numbers |= steps.name(opened, None, False)
+    numbers |= naming.name(opened, naming.Words(), NamingConfig(), False)
     page = steps.report(opened, out, overwrite=True)
     show.table("the demo in numbers", {key: numbers[key] for key in SUMMARY})
     show.console.print(f"{time.monotonic() - started:.0f} s; open {page.resolve()}")

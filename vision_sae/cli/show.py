@@ -16,6 +16,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -42,17 +43,15 @@ class Rate(ProgressColumn):
 Advance = Callable[[int, str], None]
 
 
+def _columns() -> tuple[ProgressColumn, ...]:
+    done = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return (*done, Rate(), TimeRemainingColumn())
+
+
 @contextmanager
 def progress(title: str, total: int | None, unit: str, *, shown: bool = True) -> Iterator[Advance]:
     """A bar with rate and time left; call it with how many more units are done, and a note."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
-    )
+    columns = (*_columns(), TextColumn("[dim]{task.fields[note]}"))
     with Progress(*columns, console=console, disable=not shown) as bar:
         task = bar.add_task(title, total=total, unit=unit, note="")
 
@@ -62,6 +61,20 @@ def progress(title: str, total: int | None, unit: str, *, shown: bool = True) ->
                 bar.update(task, note=note)
 
         yield advance
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each part of a work; call it with what, how many more are done, of how many."""
+    tasks: dict[str, TaskID] = {}
+    with Progress(*_columns(), console=console) as bar:
+
+        def tell(what: str, more: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], advance=more)
+
+        yield tell
 
 
 def table(title: str, rows: Mapping[str, Any]) -> None:

@@ -18,7 +18,6 @@ from vision_sae.measures.latents import Scan, scan
 from vision_sae.model.adapter import Adapter, load_adapter
 from vision_sae.model.probing import all_sites
 from vision_sae.model.sites import Site
-from vision_sae.naming import read_vocabulary, top_images
 from vision_sae.report import write_report
 from vision_sae.report.gather import shown_images
 from vision_sae.sae import SAE
@@ -251,33 +250,6 @@ def _splice(
         "images spliced": spliced.images,
         "images left out": len(spliced.skipped),
     }
-
-
-def name(opened: Opened, vocabulary: Path | None, as_json: bool) -> dict[str, float]:
-    folder, _, store, found = opened
-    words = read_vocabulary(vocabulary).words if vocabulary else None
-    adapter = load_adapter(store.index.provenance.model)
-    with show.progress("embed", len(top_images(found.codes)), "images") as advance:
-        names = jobs.name_sae(adapter, store, found, words, tell=lambda n: advance(n, ""))
-    detections = jobs.detect_factors(store, found)
-    jobs.save_findings(folder, names, detections)
-    numbers = jobs.summary_of(names, detections)
-    if as_json:
-        show.as_json({"summary": numbers, **jobs.findings_as_data(names, detections)})
-    else:
-        best = sorted(detections, key=lambda d: -d.f1)[:10]
-        by_latent = {n.latent: n for n in names}
-        show.table(
-            "best detectors",
-            {
-                f"latent {d.latent} “{by_latent[d.latent].name}”": (
-                    f"{d.factor} = {d.value}: F1 {d.f1:.2f}, AUROC {d.auroc:.2f}"
-                )
-                for d in best
-            },
-        )
-        show.table(f"{folder}: {len(names):,} live latents", numbers)
-    return numbers
 
 
 def report(opened: Opened, out: Path, overwrite: bool) -> Path:

@@ -14,16 +14,18 @@ from vision_sae.jobs.findings import (
 )
 from vision_sae.jobs.loading import load_sae
 from vision_sae.jobs.material import Material
-from vision_sae.jobs.naming import detect_factors, known_names, name_sae
+from vision_sae.jobs.naming import NamingConfig, detect_factors, name_sae
 from vision_sae.jobs.pictures import pictures
 from vision_sae.jobs.splicing import splice_sae
 from vision_sae.jobs.suite import SuiteConfig, SuiteIndex, run_suite
 from vision_sae.jobs.sweep import SweepIndex, train_sweep
 from vision_sae.jobs.training import store_of, train_store
+from vision_sae.jobs.vocabularies import known_names, open_vocabulary
 
 __all__ = [
     "Comparison",
     "Material",
+    "NamingConfig",
     "SuiteConfig",
     "SuiteIndex",
     "SweepIndex",
@@ -34,6 +36,7 @@ __all__ = [
     "known_names",
     "load_sae",
     "name_sae",
+    "open_vocabulary",
     "pictures",
     "read_findings",
     "run_suite",

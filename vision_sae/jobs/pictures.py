@@ -148,13 +148,11 @@ def embed_images(
     store: Store,
     images: Collection[int],
     tell: Callable[[int], None] = lambda images: None,
-) -> Float[Tensor, "images e"]:
-    """Unit embeddings of the chosen images, as rows of a table of all; the others are NaN."""
-    rows, table = pictures(store, images), torch.empty(0)
+) -> Float[Tensor, "n e"]:
+    """Unit embeddings of some images, in the order of the store."""
+    rows, parts = pictures(store, images), []
     while group := list(islice(rows, 64)):
-        embedded = adapter.embed_images(adapter.prepare([picture for _, picture in group])).cpu()
-        if not table.numel():
-            table = torch.full((store.images, embedded.shape[1]), torch.nan)
-        table[[i for i, _ in group]] = embedded
+        batch = adapter.prepare([picture for _, picture in group])
+        parts.append(adapter.embed_images(batch).cpu())
         tell(len(group))
-    return table
+    return torch.cat(parts) if parts else torch.empty(0, 0)

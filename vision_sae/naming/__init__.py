@@ -1,11 +1,52 @@
 """Names for latents, from words embedded in the model's own text-image space."""
 
-from vision_sae.naming.directions import latent_directions, top_images
-from vision_sae.naming.names import UNNAMED, Name, name_latents
-from vision_sae.naming.saved import NAMES, names_as_data, read_names, write_names
+from vision_sae.naming.detection import (
+    LEAST,
+    Tested,
+    best_detecting,
+    centred,
+    detect,
+    detection_table,
+    firing,
+)
+from vision_sae.naming.directions import (
+    WAYS,
+    Directions,
+    decoder_directions,
+    image_directions,
+    in_shared_space,
+    splice_directions,
+    top_images,
+)
+from vision_sae.naming.explain import (
+    Explainer,
+    explain_latents,
+    explanation_texts,
+    load_explainer,
+    with_explanations,
+)
+from vision_sae.naming.known import Known, carriers, check_known
+from vision_sae.naming.names import (
+    DETECTS,
+    UNNAMED,
+    Name,
+    Naming,
+    name_latents,
+    nearest,
+    with_tests,
+)
+from vision_sae.naming.saved import (
+    NAMES,
+    naming_as_data,
+    read_names,
+    read_naming,
+    write_naming,
+)
+from vision_sae.naming.seen import Seen, restricted, see
 from vision_sae.naming.vocabulary import (
     PLAIN,
     Vocabulary,
+    check_templates,
     embed_words,
     frequent_words,
     read_vocabulary,
@@ -13,19 +54,48 @@ from vision_sae.naming.vocabulary import (
 )
 
 __all__ = [
+    "DETECTS",
+    "LEAST",
     "NAMES",
     "PLAIN",
     "UNNAMED",
+    "WAYS",
+    "Directions",
+    "Explainer",
+    "Known",
     "Name",
+    "Naming",
+    "Seen",
+    "Tested",
     "Vocabulary",
+    "best_detecting",
+    "carriers",
+    "centred",
+    "check_known",
+    "check_templates",
+    "decoder_directions",
+    "detect",
+    "detection_table",
     "embed_words",
+    "explain_latents",
+    "explanation_texts",
+    "firing",
     "frequent_words",
-    "latent_directions",
+    "image_directions",
+    "in_shared_space",
+    "load_explainer",
     "name_latents",
-    "names_as_data",
+    "naming_as_data",
+    "nearest",
     "read_names",
+    "read_naming",
     "read_vocabulary",
+    "restricted",
+    "see",
+    "splice_directions",
     "top_images",
     "vocabulary_of",
-    "write_names",
+    "with_explanations",
+    "with_tests",
+    "write_naming",
 ]

@@ -7,35 +7,41 @@ from typing import Any
 
 from vision_sae.errors import DataError
 from vision_sae.files import write_json
-from vision_sae.naming.names import Name
+from vision_sae.naming.names import Name, Naming
 
 NAMES = "names.json"
 
 
-def read_names(sae: Path | str) -> dict[int, Name]:
-    """The saved names of an SAE, by latent; empty when it has none.
+def read_naming(sae: Path | str) -> Naming:
+    """What `vision-sae name` saved beside an SAE; without names when there is nothing.
 
     Raises DataError for a file of another form.
     """
     path = beside(Path(sae)) / NAMES
     if not path.exists():
-        return {}
+        return Naming([], {})
     try:
-        names = [Name(**row) for row in json.loads(path.read_text("utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} holds no names: {error}; run `vision-sae name` again") from error
-    return {name.latent: name for name in names}
+        found = json.loads(path.read_text("utf-8"))
+        return Naming([Name(**row) for row in found["names"]], found["how"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} holds no names ({error}); run `vision-sae name` again") from error
 
 
-def write_names(sae: Path | str, names: list[Name]) -> Path:
+def read_names(sae: Path | str) -> dict[int, Name]:
+    """The saved names of an SAE, by latent; empty when it has none. Raises as `read_naming`."""
+    return {name.latent: name for name in read_naming(sae).names}
+
+
+def write_naming(sae: Path | str, naming: Naming) -> Path:
     """Write the names beside their SAE; returns the file."""
     path = beside(Path(sae)) / NAMES
-    write_json(path, names_as_data(names))
+    write_json(path, naming_as_data(naming))
     return path
 
 
-def names_as_data(names: list[Name]) -> list[dict[str, Any]]:
-    return [asdict(name) for name in names]
+def naming_as_data(naming: Naming) -> dict[str, Any]:
+    """{"how": ..., "names": a row per latent}, as names.json holds it."""
+    return asdict(naming)
 
 
 def beside(sae: Path) -> Path:

@@ -41,11 +41,11 @@ def write_report(
     adapter = adapter or _adapter_of(store)
     picture_source(store, adapter)  # refused before anything is encoded
     found = found or scan(sae, store)
-    names, detections = read_findings(folder)
+    naming, detections = read_findings(folder)
     if not detections and from_prompts(store):
         detections = detect_factors(store, found)
     facts = gather(
-        sae, store, found, folder=folder, names=names, detections=detections, adapter=adapter,
+        sae, store, found, folder=folder, naming=naming, detections=detections, adapter=adapter,
         tell=tell,
     )  # fmt: skip
     return write_page(facts, out)

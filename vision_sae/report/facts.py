@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vision_sae.measures.factors import Detection
+from vision_sae.naming import Name
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,7 @@ class LatentFacts:
     """One latent's page. Frequencies are shares in 0..1."""
 
     id: int
-    name: str | None  # None: no name was above the threshold
-    name_score: float | None
-    runner_up: str | None
+    name: Name | None  # None: no names were looked for
     frequency: float  # share of tokens on which it fires
     image_share: float  # share of images with at least one token on which it fires
     mean: float  # mean activation where it fires

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae import naming
 from vision_sae.errors import require
-from vision_sae.jobs.findings import share_detecting
+from vision_sae.jobs.findings import names_that_hold, share_detecting
 from vision_sae.jobs.loading import record_of
 from vision_sae.jobs.pictures import from_prompts, pictures
 from vision_sae.logs import read_metrics
 from vision_sae.measures import factors
 from vision_sae.measures.latents import ImageCodes, Scan
 from vision_sae.model.adapter import Adapter
+from vision_sae.naming import Name, Naming
 from vision_sae.provenance import Provenance
 from vision_sae.report import heat
 from vision_sae.report.facts import Activity, ImageFacts, LatentFacts, Picture, ReportFacts
@@ -37,13 +37,12 @@ def gather(
     found: Scan,
     *,
     folder: Path,
-    names: Sequence[naming.Name] = (),
+    naming: Naming | None = None,
     detections: Sequence[factors.Detection] = (),
     adapter: Adapter | None = None,
-    least_score: float = 0.2,
     tell: Tell = lambda n: None,
 ) -> ReportFacts:
-    """Everything a report shows. A name whose score is below `least_score` is left out.
+    """Everything a report shows.
 
     With an `adapter`, latents of class tokens get heatmaps too, and the pictures of prompts are
     drawn. Raises as `pictures` does.
@@ -53,7 +52,8 @@ def gather(
     heats, meaning = _heats(sae, store, chosen, steps, adapter, tell)
     drawn = from_prompts(store)
     number, images = _images(store, chosen, adapter, tell if steps else lambda n: None)
-    by_latent = {n.latent: n for n in names if n.score >= least_score}
+    named = naming or Naming([], {})
+    by_latent = {n.latent: n for n in named.names}
     detected = {d.latent: d for d in detections}
     near, places = neighbours(sae, found.live), places_of(sae, found.live)
     latents = [
@@ -71,14 +71,16 @@ def gather(
         )
         for s in found.live
     ]
-    numbers: dict[str, float] = found.metrics.as_dict()
+    numbers: dict[str, float] = found.metrics.as_dict() | names_that_hold(named.names)
     if detections:
         numbers["live latents with F1 of 0.5 or more"] = share_detecting(
             list(detections), len(found.live)
         )
     return ReportFacts(
         title="What the latents see",
-        provenance=_provenance(sae, folder, store, drawn) | {"heatmaps": meaning},
+        provenance=_provenance(sae, folder, store, drawn)
+        | {"heatmaps": meaning}
+        | _names_from(named),
         numbers=numbers,
         frequencies=found.frequencies.tolist(),
         image_fvu=found.image_fvu.tolist(),
@@ -174,7 +176,7 @@ def thumbnail(picture: Any, *, whole: bool = False) -> Any:
 
 def _latent(
     s: int, found: Scan, groups: Groups, heats: Heats, steps: Steps | None, number: dict[int, int],
-    near: list[tuple[int, float]], xy: tuple[float, float], name: naming.Name | None,
+    near: list[tuple[int, float]], xy: tuple[float, float], name: Name | None,
     detection: Any,
 ) -> LatentFacts:  # fmt: skip
     pictures = {
@@ -188,9 +190,7 @@ def _latent(
     maximum = float(values[0])
     return LatentFacts(
         id=s,
-        name=name.name if name else None,
-        name_score=name.score if name else None,
-        runner_up=name.runner_up if name else None,
+        name=name,
         frequency=float(found.frequencies[s]),
         image_share=len(images) / found.codes.images,
         mean=float(found.means[s]),
@@ -251,6 +251,14 @@ def _provenance(sae: SAE, folder: Path, store: Store, drawn: bool) -> dict[str, 
         "SAE": f"{sae.config.sparsity.describe()}, {sae.config.s:,} latents",
         "training": f"{training.get('steps', '?')} steps of {training.get('batch_size', '?')} rows",
     }
+
+
+def _names_from(naming: Naming) -> dict[str, str]:
+    how = naming.how
+    if not how:
+        return {}
+    where = f"{how['vocabulary']}, directions by {how['directions']}"
+    return {"names": where, "names tested on": how["tested on"]}
 
 
 def _timesteps(where: Provenance) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vision_sae.naming import UNNAMED, Name
 from vision_sae.report.facts import LatentFacts, Picture, ReportFacts
 from vision_sae.report.sprites import Sprites
 from vision_sae.report.summaries import curves, firing, image_errors
@@ -41,8 +42,9 @@ def light(latent: LatentFacts) -> dict[str, Any]:
     """A latent's row in the list and its point on the map."""
     return {
         "id": latent.id,
-        "name": latent.name,
-        "score": latent.name_score,
+        "name": shown_name(latent.name),
+        "score": latent.name.score if latent.name else None,
+        "auroc": latent.name.auroc if latent.name else None,
         "frequency": latent.frequency,
         "maximum": latent.maximum,
         "detection": asdict(latent.detection) if latent.detection else None,
@@ -51,10 +53,15 @@ def light(latent: LatentFacts) -> dict[str, Any]:
     }
 
 
+def shown_name(name: Name | None) -> str | None:
+    """None for a latent that is unnamed."""
+    return None if name is None or name.name == UNNAMED else name.name
+
+
 def detail(latent: LatentFacts) -> dict[str, Any]:
     """What a latent's own page shows beyond its row in the list."""
     return {
-        "runnerUp": latent.runner_up,
+        "named": asdict(latent.name) if latent.name else None,
         "imageShare": latent.image_share,
         "mean": latent.mean,
         "histogram": latent.histogram,

@@ -48,6 +48,24 @@ function detectionCard(found) {
     meter("F1", found.f1), meter("AUROC", found.auroc)));
 }
 
+// How the name does as a detector of its latent, on images that did not choose it.
+function nameCard({ named }) {
+  if (!named) return null;
+  const score = [note(`score ${fixed(named.score)}, runner-up “${named.runner_up}”, `
+    + `margin ${fixed(named.margin)}`)];
+  if (named.name !== named.word && named.word) {
+    score.unshift(note(`Unnamed: the nearest word, “${named.word}”, is below the threshold.`));
+  }
+  if (named.auroc === null) {
+    return card("Name", "not tested", score, note(named.untested && `Not tested: ${named.untested}.`));
+  }
+  const right = named.carried === null ? [] : meter("images known to show it", named.carried);
+  const verdict = named.right === null ? null : note(named.right ? "The name is right: at least half "
+    + "of those images are labelled with it." : "Fewer than half of those images are labelled with it.");
+  return card("Name", `tested on ${num(named.images, 7)} held-out images, it fires on ${named.positives}`,
+    score, el("div", { class: "meters" }, meter("AUROC of the name", named.auroc), right), verdict);
+}
+
 function activationCard({ maximum }, { histogram: counts }) {
   const total = counts.reduce((a, b) => a + b, 0);
   if (!total || maximum === null) return card("Activations", null, note("None were counted."));
@@ -79,7 +97,9 @@ function crumbs(place) {
 
 function heading(latent, more) {
   const score = latent.score === null ? null : `score ${fixed(latent.score)}`;
-  const about = [score, more.runnerUp && `runner-up: ${more.runnerUp}`].filter(Boolean);
+  const auroc = latent.auroc === null ? null : `AUROC ${fixed(latent.auroc)}`;
+  const next = more.named && more.named.runner_up && `runner-up: ${more.named.runner_up}`;
+  const about = [score, auroc, next].filter(Boolean);
   return el("div", { class: "title" },
     el("h1", null, nameOf(latent), " ", el("span", { class: "id" }, `#${latent.id}`)),
     el("span", { class: "muted" }, about.join(" · ")));
@@ -140,7 +160,7 @@ function latentPage(place, more) {
     heated.length ? heatSwitch() : null, top,
     el("div", { class: "cards band" }, promptsCard(more), activityCard(more)), bands,
     el("div", { class: "cards band" },
-      activationCard(latent, more), detectionCard(latent.detection)),
+      nameCard(more), detectionCard(latent.detection), activationCard(latent, more)),
     neighboursCard(more.neighbours)]);
   applyHeat();
 }

@@ -2,7 +2,8 @@
 const SORTS = { // label, value, the way to begin with
   id: ["ID", (l) => l.id, 1],
   name: [data.noun === "prompt" ? "Name or top prompt" : "Name", (l) => l.name ?? promptOf(l), 1],
-  score: ["name score", (l) => l.score, -1],
+  score: ["score", (l) => l.score, -1],
+  auroc: ["AUROC", (l) => l.auroc, -1],
   frequency: ["Frequency", (l) => l.frequency, -1],
   maximum: ["Max", (l) => l.maximum, -1],
   f1: ["F1", (l) => l.detection && l.detection.f1, -1],
@@ -41,7 +42,8 @@ function listAddress() {
 function listRow(place) {
   const latent = data.latents[place];
   const found = latent.detection;
-  const score = latent.score === null ? null : el("small", null, `score ${fixed(latent.score)}`);
+  const score = latent.score === null ? null : el("small", null, `score ${fixed(latent.score)}`,
+    latent.auroc === null ? null : ` · AUROC ${fixed(latent.auroc)}`);
   const what = found && el("small", null,
     `${found.factor} · F1 ${fixed(found.f1)} · AUROC ${fixed(found.auroc)}`);
   return el("a", { class: "row", href: `#latent/${latent.id}` },
@@ -97,7 +99,7 @@ function listHeads() {
   const head = (key) => el("button", { "data-sort": key, onclick: () => changeList({
     sort: key, way: list.query.sort === key ? -list.query.way : SORTS[key][2] }) }, SORTS[key][0]);
   return el("div", { class: "row heads" }, el("span", null, head("id")),
-    el("span", { class: "pair" }, head("name"), head("score")),
+    el("span", { class: "pair" }, head("name"), head("score"), head("auroc")),
     el("span", { class: "right" }, head("frequency")),
     el("span", { class: "right maximum" }, head("maximum")),
     el("span", { class: "pair what" }, el("span", { class: "note" }, "Detects"), head("f1")),
