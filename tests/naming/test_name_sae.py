@@ -174,6 +174,7 @@ def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
         NamingConfig(**options)
 
 
+@pytest.mark.slow
 def test_vocabularies_by_name(tmp_path: Path) -> None:
     emoji = open_vocabulary("emoji").words
     assert {"pizza", "animal bird", "light skin tone", "twemoji style", "red"} <= set(emoji)
