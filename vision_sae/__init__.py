@@ -11,12 +11,14 @@ from vision_sae.checkpoint import load, save
 from vision_sae.data import open_data
 from vision_sae.extract import extract
 from vision_sae.jobs import (
+    NamingConfig,
     compare,
     detect_factors,
     extract_to,
     known_names,
     load_sae,
     name_sae,
+    open_vocabulary,
     run_suite,
     save_findings,
     splice_sae,
@@ -41,6 +43,7 @@ __all__ = [
     "Codes",
     "MemoryStore",
     "Metrics",
+    "NamingConfig",
     "SAEConfig",
     "Site",
     "Store",
@@ -59,6 +62,7 @@ __all__ = [
     "load_sae",
     "name_sae",
     "open_data",
+    "open_vocabulary",
     "run_suite",
     "save",
     "save_findings",
