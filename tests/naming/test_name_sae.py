@@ -19,6 +19,8 @@ from vision_sae.data import open_data
 from vision_sae.errors import ConfigError, DataError, UnknownName
 from vision_sae.extract import extract
 from vision_sae.jobs import NamingConfig, name_sae, open_vocabulary, summary_of
+from vision_sae.jobs.pictures import pictures
+from vision_sae.measures.factors import folds
 from vision_sae.measures.latents import Scan, scan
 from vision_sae.model.probing import probe_site
 from vision_sae.naming import UNNAMED, Naming, in_shared_space, read_names, see, splice_directions
@@ -206,6 +208,20 @@ def test_an_explainer_names_latents_by_their_pictures(world: World) -> None:
     assert {n.runner_up for n in found.names} <= {"grey", "red"}
     blue = found.names[list(COLOURS).index("blue")]
     assert blue.margin > 0 and blue.auroc == 1
+
+
+def test_an_explainer_sees_no_image_that_tests_names(world: World) -> None:
+    """Every picture of a held-out image is another than all that were shown."""
+    shown: set[tuple[int, ...]] = set()
+
+    def look(pictures: Sequence[Any], activations: Sequence[float]) -> str:
+        shown.update(picture.getpixel((0, 0)) for picture in pictures)
+        return "red"
+
+    name_sae(TOY, world.store, world.found, WORDS, explainer=look)
+    out = (folds(world.store.keys) == 0).nonzero()[:, 0].tolist()
+    held_out = {picture.getpixel((0, 0)) for _, picture in pictures(world.store, out)}
+    assert held_out and shown and not held_out & shown
 
 
 def test_a_silent_explainer_leaves_a_latent_unnamed(world: World) -> None:

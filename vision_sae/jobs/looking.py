@@ -1,6 +1,6 @@
 """The images that choose names and those that test them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -75,16 +75,24 @@ def _seen(
     rows = [embedded[i] for i in images]
     width = len(next(iter(embedded.values())))
     table = torch.stack(rows) if rows else torch.empty(0, width)
-    return Seen(what, codes, table, [store.about[i] for i in images])
+    about = [store.about[i] for i in images]
+    return Seen(what, codes, table, about, numbers=tuple(images))
 
 
 def _data(store: Store) -> str:
     return store.index.provenance.data
 
 
-def some_pictures(store: Store, n: int) -> list[Any]:
-    """A few of a store's pictures, evenly spaced."""
-    return [picture for _, picture in pictures(store, _evenly(range(store.images), n))]
+def some_pictures(store: Store, seen: Seen, n: int) -> list[Any]:
+    """A few of the pictures, evenly spaced."""
+    return [picture for _, picture in pictures(store, _evenly(seen.numbers, n))]
+
+
+def opened(store: Store, seen: Seen, images: list[int]) -> Iterator[tuple[int, Any]]:
+    """(image, picture) of some of the images, by their places among those seen."""
+    place = {number: image for image, number in enumerate(seen.numbers)}
+    for number, picture in pictures(store, [seen.numbers[i] for i in images]):
+        yield place[number], picture
 
 
 def _evenly(items: Sequence[int], n: int) -> list[int]:

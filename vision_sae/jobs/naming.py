@@ -12,8 +12,7 @@ from torch import Tensor
 from vision_sae import naming
 from vision_sae.data import ImageSource
 from vision_sae.errors import ConfigError, DataError
-from vision_sae.jobs.looking import Tell, look, of, some_pictures
-from vision_sae.jobs.pictures import pictures
+from vision_sae.jobs.looking import Tell, look, of, opened, some_pictures
 from vision_sae.jobs.vocabularies import vocabulary_for
 from vision_sae.matching import check_match, check_model
 from vision_sae.measures import factors
@@ -93,9 +92,8 @@ def name_sae(
     names = _named(pointed, vocabulary.words, texts, named_on, config)
     how = _how(vocabulary, pointed, named_on, tested_on, config)
     if explainer is not None:
-        show = partial(pictures, store)
         said = naming.explain_latents(
-            explainer, found.codes, pointed.latents, show,
+            explainer, named_on.codes, pointed.latents, partial(opened, store, named_on),
             tell=of(tell, "explain", len(pointed.latents)),
         )  # fmt: skip
         names = _explained(names, said, pointed, embed, texts, config)
@@ -134,7 +132,7 @@ def _directions(
         )
     if sae is None:
         raise ConfigError(f"directions from the {config.directions} need the SAE; pass sae=...")
-    batch = model.prepare(some_pictures(store, SPLICED))
+    batch = model.prepare(some_pictures(store, seen, SPLICED))
     site = probe_site(model, where.site, batch[:1])
     if config.directions == "splice":
         usual = found.means[live].float()

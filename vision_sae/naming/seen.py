@@ -26,7 +26,8 @@ from vision_sae.sparse.codes import Codes
 class Seen:
     """Some images: what the latents do on them, their unit embeddings, and what is known of them.
 
-    `what` says in words which they are; `skipped` names those that could not be read.
+    `what` says in words which they are; `numbers` are theirs in the store that they are of, if they
+    are of one; `skipped` names those that could not be read.
     """
 
     what: str
@@ -34,6 +35,7 @@ class Seen:
     embeddings: Float[Tensor, "images e"]
     about: list[dict[str, Any]]
     skipped: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
 
 
 def restricted(codes: ImageCodes, images: Sequence[int]) -> ImageCodes:
