@@ -246,3 +246,26 @@ def edit(
         asked = commands.Correction(without or [], only or [], like, least, spurious, every, refit)
         rows = Rows(data, model, acts)
         commands.edit(bottleneck, out, asked, rows, sae or [], labels, overwrite, json)
+
+
+@app.command()
+def page(
+    bottleneck: Folder,
+    out: Out,
+    data: Data = None,
+    labels: Labels = None,
+    images: Annotated[int, typer.Option(min=1, help="How many are explained.")] = 48,
+    model: Model = None,
+    sae: Saes = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a page that says why, in words and pictures, and on which concepts can be switched off.
+
+    Example: `vision-sae bottleneck page cbm/ --data emoji-canvas:test --out page/`
+    """
+    from vision_sae.recipes.bottleneck import commands
+    from vision_sae.recipes.bottleneck.inputs import Rows
+
+    with show.errors():
+        rows = Rows(data, model)
+        commands.page(bottleneck, out, rows, sae or [], labels, images, overwrite)

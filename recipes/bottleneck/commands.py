@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision_sae.cli import show
+from vision_sae.data import open_data
 from vision_sae.errors import ConfigError, OutputExists, claim_folder
 from vision_sae.model.adapter import load_adapter
 from vision_sae.recipes.bottleneck import measures
@@ -22,10 +23,12 @@ from vision_sae.recipes.bottleneck.inputs import (
     concepts_of,
     images_named,
     model_of,
+    readers_of,
     right_of,
 )
 from vision_sae.recipes.bottleneck.labels import read_labels, targets_for
 from vision_sae.recipes.bottleneck.names import names_of
+from vision_sae.recipes.bottleneck.page import write_page
 
 LISTED = 12  # concepts of an explanation in a table
 
@@ -256,3 +259,30 @@ def edit(
         show.as_json({"out": str(out), "removed": removed, "refit": asked.refit})
         return
     show.grid(f"{out}: {len(gone)} of {len(cbm.head_.used)} removed", ["latent", "concept"], rows_)
+
+
+def page(
+    folder: Path, out: Path, rows: Rows, saes: list[Path], labels: str | None, images: int,
+    overwrite: bool,
+) -> None:  # fmt: skip
+    claim_folder(out, "index.html", overwrite=overwrite)
+    cbm = load(folder)
+    if rows.data is None:
+        raise ConfigError("which images shall the page show? name them by --data")
+    found = concepts_of(cbm, rows, saes)
+    y = read_labels(labels or cbm.about_.get("labels", "label"), found.keys, found.about)
+    adapter, source = load_adapter(model_of(cbm, rows.model)), open_data(rows.data)
+    with show.progress("heat", None, "pictures") as advance:
+        path = write_page(
+            cbm, adapter, source, readers_of(cbm, saes), found, y, out, images=images,
+            numbers=tiles(measured(cbm, found, y)), overwrite=overwrite,
+            tell=lambda n: advance(n, ""),
+        )  # fmt: skip
+    show.console.print(f"page: {path}")
+
+
+def tiles(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Those that a page leads with."""
+    names = ["accuracy", "mean F1", "ECE", "images", "concepts in use", "concepts per class"]
+    names.append("concepts to 95% (absolute)")
+    return {name: numbers[name] for name in names if name in numbers}

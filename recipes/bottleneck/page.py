@@ -22,7 +22,7 @@ from vision_sae.report.page import show
 from vision_sae.report.payload import quantise
 from vision_sae.report.sprites import write_sprites
 
-EXPLAINED, SHOWN, EXAMPLES, PER_CLASS, ROWS = 48, 6, 6, 8, 3000
+EXPLAINED, SHOWN, EXAMPLES, PER_CLASS = 48, 6, 6, 8
 SCRIPTS = ("dom", "pictures")  # of the report, before our own
 Tell = Callable[[int], None]
 
