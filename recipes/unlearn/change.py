@@ -356,9 +356,18 @@ def _treated(x: Tensor, rows: RowNorm) -> tuple[Tensor, Callable[[Tensor], Tenso
     return treated.view_as(x), back
 
 
+Reader = _Thresholds | _Competing
+
+
+def reader_of(sae: SAE, latents: Int[Tensor, " m"]) -> Reader:
+    """What gives the codes [b t m] of a few latents: they alone are read where there are thresholds."""
+    readout, device = Readout.of(sae, latents), sae.b_dec.device
+    return _Competing(sae, latents, device) if readout is None else _Thresholds([readout], device)
+
+
 def _reader(
     edits: Sequence[SiteEdit], sae: SAE | None, device: torch.device
-) -> _Thresholds | _Competing:
+) -> Reader:
     readouts = [edit.readout for edit in edits if edit.readout is not None]
     whole = any(edit.saeuron_sign for edit in edits) or len(readouts) < len(edits)
     if whole and sae is not None:

@@ -253,9 +253,9 @@ def _learnt(
     if evidence.adapter is None:
         raise ConfigError("mode 'transport' samples pairs of prompts: the evidence has no adapter")
     pairs = pairs_of(evidence.prompts, concept, str(choice.towards))
+    read = {site: each.latents for site, each in chosen.items()}
     whole = choice.reads == "activations"
-    read = {site: None if whole else each.latents for site, each in chosen.items()}
-    return learn(evidence.adapter, evidence.saes, read, pairs, tell=tell)
+    return learn(evidence.adapter, evidence.saes, read, pairs, whole=whole, tell=tell)
 
 
 def _site_edit(
@@ -315,11 +315,12 @@ def _gate(
     bias = torch.zeros(codes.shape[1])
     if len(watch):
         truth = torch.tensor([holds(row, concept) for row in evidence.prompts])
+        columns = torch.searchsorted(chosen.latents, watch)
         seen = codes[..., torch.searchsorted(evidence.candidates[chosen.site], watch)]
         if learnt:  # the concept as it looks while it is being replaced
-            seen = torch.cat([seen, learnt.codes[..., watch]])
+            seen = torch.cat([seen, learnt.codes[..., columns]])
             truth = torch.cat([truth, torch.ones(len(learnt.codes), dtype=torch.bool)])
         found = detect.fit(seen, truth)
-        weight[:, torch.searchsorted(chosen.latents, watch)] = found.weight
+        weight[:, columns] = found.weight
         bias = found.bias
     return {"detector": weight, "bias": bias}

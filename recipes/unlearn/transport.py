@@ -8,7 +8,7 @@ squares leads from the codes under the concept's prompt to what must be added:
 
 So the map is learnt where it will be used: on the trajectory of an edited sampling.
 
-Shape key: n pairs, T timesteps, t tokens, m latents, w of them watched, d width of the site.
+Shape key: n pairs, T timesteps, t tokens, m latents that are read, d width of the site.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from torch import Tensor
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.model.hooks import edit, inference
 from vision_sae.model.probing import probe_sites
-from vision_sae.recipes.unlearn.change import as_tokens
+from vision_sae.recipes.unlearn.change import as_tokens, reader_of
 from vision_sae.recipes.unlearn.prompts import Labelled, holds, parse
 from vision_sae.sae import SAE
 
@@ -39,9 +39,9 @@ class Pair(NamedTuple):
 class Transport(NamedTuple):
     """A site's map, and what it was learnt from."""
 
-    write: Float[Tensor, "m d"]
+    write: Float[Tensor, "r d"]  # from m codes, or from d activations
     shift: Float[Tensor, "T d"]
-    codes: Float[Tensor, "n T s"]  # token means under the concept's prompts, for detectors
+    codes: Float[Tensor, "n T m"]  # token means under the concept's prompts, for detectors
     explained: float  # share of the difference's square
 
 
@@ -76,12 +76,12 @@ def _rest(row: Labelled, factor: str) -> tuple[tuple[str, str], ...]:
 
 
 class _Sums:
-    """Normal equations of one site; codes are centred at each timestep in the end."""
+    """Normal equations of one site; what is read is centred at each timestep in the end."""
 
-    def __init__(self, sae: SAE, latents: Int[Tensor, " m"] | None, steps: int) -> None:
-        self.sae, self.latents = sae, latents
-        m = sae.config.d if latents is None else len(latents)
-        d = sae.config.d
+    def __init__(self, sae: SAE, latents: Int[Tensor, " m"], steps: int, whole: bool) -> None:
+        self.read, self.whole = reader_of(sae, latents), whole
+        self.width = d = sae.config.d
+        m = d if whole else len(latents)
         self.rows = 0
         self.f, self.moved = torch.zeros(steps, m).double(), torch.zeros(steps, d).double()
         self.gram, self.cross = torch.zeros(m, m).double(), torch.zeros(m, d).double()
@@ -93,15 +93,15 @@ class _Sums:
     ) -> None:
         x = asked.flatten(0, 1).float()
         moved = (instead.flatten(0, 1).float() - x).cpu()
-        codes = self.sae.encode(x).to_dense()
-        source = (x if self.latents is None else codes[:, self.latents]).cpu()
+        codes = self.read(asked.float())[0]
+        source = (x if self.whole else codes.flatten(0, 1)).cpu()
         self.rows += len(x) if step == 0 else 0
         self.f[step] += source.sum(0)
         self.moved[step] += moved.sum(0)
         self.gram += source.T @ source
         self.cross += source.T @ moved
         self.square += float(moved.square().sum())
-        self.codes[-1].append(codes.unflatten(0, asked.shape[:2]).mean(1).cpu())
+        self.codes[-1].append(codes.mean(1).cpu())
 
     def solved(self, ridge: float) -> Transport:
         """Least squares of centred rows, with `ridge` times the mean variance on the diagonal."""
@@ -120,21 +120,23 @@ class _Sums:
 def learn(
     adapter: Any,
     saes: Mapping[str, SAE],
-    latents: Mapping[str, Int[Tensor, " m"] | None],
+    latents: Mapping[str, Int[Tensor, " m"]],
     pairs: Sequence[Pair],
     *,
+    whole: bool = False,
     ridge: float = RIDGE,
     batch_size: int = 32,
     tell: Callable[[int], None] = lambda pairs: None,
 ) -> dict[str, Transport]:
-    """The map of each site, from codes of its latents, or from activations where there are none.
+    """The map of each site, from codes of its latents, or from the `whole` activations.
 
-    Streamed: sums are kept, and token-mean codes. Raises ConfigError for an adapter that does not
+    Streamed: sums are kept, and token-mean codes of these latents. Raises ConfigError for an adapter that does not
     keep the conditional half.
     """
     if adapter.half != "cond":
         raise ConfigError(f"pairs are compared in the conditional half; got half={adapter.half!r}")
-    sums = {s: _Sums(sae, latents[s], len(adapter.timesteps)) for s, sae in saes.items()}
+    steps = len(adapter.timesteps)
+    sums = {site: _Sums(sae, latents[site], steps, whole) for site, sae in saes.items()}
     probe_sites(adapter, list(saes), adapter.prepare([pairs[0].asked.prompt]))  # they are there
     for start in range(0, len(pairs), batch_size):
         some = pairs[start : start + batch_size]
@@ -189,7 +191,7 @@ class _Recorder:
         halves = output.unflatten(0, (-1, 2, self.n))
         instead, asked = halves[-1]
         if self.adapter.keep(self.call, output) is not None:
-            width = self.sums.sae.config.d
+            width = self.sums.width
             self.sums.add(self.step, as_tokens(asked, width)[0], as_tokens(instead, width)[0])
             self.step += 1
         self.call += 1
