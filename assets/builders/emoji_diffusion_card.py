@@ -22,7 +22,7 @@ from vision_sae.data.prompts import Prompt
 from vision_sae.extract import Reading, activations_of
 from vision_sae.model.adapter import load_adapter
 from vision_sae.model.probing import probe_sites
-from vision_sae.recipes.unlearn.benchmark.draw import draw, unit
+from vision_sae.recipes.unlearn.draw import draw, unit
 
 LOOKS = ("", *STYLES)
 PAIRS = [(o, look) for look in LOOKS for o in OBJECTS]

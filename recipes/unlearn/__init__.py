@@ -13,18 +13,20 @@ comes from the file, as in `from vision_sae.recipes.unlearn.find import nearest`
 from vision_sae.recipes.unlearn.apply import removal_of, unlearn
 from vision_sae.recipes.unlearn.assign import Assigned, assign
 from vision_sae.recipes.unlearn.find import Choice, Evidence, find, observe, plan_for
+from vision_sae.recipes.unlearn.judging import Trial, ZeroShot
 from vision_sae.recipes.unlearn.plan import Plan, SiteEdit
 from vision_sae.recipes.unlearn.prompts import Labelled, concepts_of, read
 from vision_sae.recipes.unlearn.removal import Draw, Method, Removal
-from vision_sae.recipes.unlearn.show import show
+from vision_sae.recipes.unlearn.show import Comparison, compare, show
 from vision_sae.recipes.unlearn.statistics import Statistics, collect
 from vision_sae.recipes.unlearn.sweep import Table, in_window, where_removable, windows
 from vision_sae.recipes.unlearn.text import ConceptSteering, steer_text, steering_vector
 from vision_sae.recipes.unlearn.tune import Tuned, tune
 
 __all__ = [
-    "Assigned", "Choice", "ConceptSteering", "Draw", "Evidence", "Labelled", "Method", "Plan",
-    "Removal", "SiteEdit", "Statistics", "Table", "assign", "collect", "concepts_of", "find",
-    "in_window", "observe", "plan_for", "read", "removal_of", "show", "steer_text",
-    "steering_vector", "tune", "Tuned", "unlearn", "where_removable", "windows",
+    "Assigned", "Choice", "Comparison", "ConceptSteering", "Draw", "Evidence", "Labelled", "Method",
+    "Plan", "Removal", "SiteEdit", "Statistics", "Table", "Trial", "Tuned", "ZeroShot", "assign",
+    "collect", "compare", "concepts_of", "find", "in_window", "observe", "plan_for", "read",
+    "removal_of", "show", "steer_text", "steering_vector", "tune", "unlearn", "where_removable",
+    "windows",
 ]  # fmt: skip

@@ -360,14 +360,12 @@ Reader = _Thresholds | _Competing
 
 
 def reader_of(sae: SAE, latents: Int[Tensor, " m"]) -> Reader:
-    """What gives the codes [b t m] of a few latents: they alone are read where there are thresholds."""
+    """What gives the codes [b t m] of a few latents; with thresholds no others are read."""
     readout, device = Readout.of(sae, latents), sae.b_dec.device
     return _Competing(sae, latents, device) if readout is None else _Thresholds([readout], device)
 
 
-def _reader(
-    edits: Sequence[SiteEdit], sae: SAE | None, device: torch.device
-) -> Reader:
+def _reader(edits: Sequence[SiteEdit], sae: SAE | None, device: torch.device) -> Reader:
     readouts = [edit.readout for edit in edits if edit.readout is not None]
     whole = any(edit.saeuron_sign for edit in edits) or len(readouts) < len(edits)
     if whole and sae is not None:

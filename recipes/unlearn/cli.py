@@ -34,6 +34,19 @@ Prompts = Annotated[
         "style. Default: every pair that emoji-diffusion knows."
     ),
 ]
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        help="A model that embeds images and texts and reads the pictures by the table's words, "
+        "as open_clip:ViT-B-32/laion2b_s34b_b79k. Default for emoji-diffusion: its own judge."
+    ),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch", min=1, help="Pictures at a time. Default: 64 for emoji-diffusion, 4 for others."
+    ),
+]
 PlanFolders = Annotated[list[Path], typer.Argument(help="Folders that find has written.")]
 Out = Annotated[Path, typer.Option(help="The folder to write to.")]
 
@@ -108,10 +121,12 @@ def find(
         list[str] | None,
         typer.Option(
             metavar="NAME=A,B,...",
-            help="Choose among these on validation pictures (emoji-diffusion); many times.",
+            help="Choose among these on validation pictures, as the judge reads them; many times.",
             rich_help_panel="Choice",
         ),
     ] = None,
+    judge: Judge = None,
+    batch: Batch = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -133,7 +148,7 @@ def find(
         settings = {n: getattr(v, "value", v) for n, v in given.items() if v is not None}
         if window is not None:
             settings["window"] = inputs.window_of(window)
-        asked = inputs.Asked(model, concept, sae or [], prompts)
+        asked = inputs.Asked(model, concept, sae or [], prompts, judge, batch)
         grid = grid_from(tune or [])
         published = compat.value if compat else None
         commands.find(asked, out, settings, published, overwrite, json, grid)
@@ -152,6 +167,7 @@ def apply(
     plain: Annotated[
         bool, typer.Option("--plain", help="Draw the unedited pictures beside.")
     ] = False,
+    batch: Batch = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -160,10 +176,11 @@ def apply(
     Example: `vision-sae unlearn apply pizza/ --prompt "a pizza in neon style" --plain
     --out pictures/`
     """
-    from vision_sae.recipes.unlearn import commands
+    from vision_sae.recipes.unlearn import commands, inputs
 
     with show.errors():
-        drawing = commands.Drawing(model, sae or [], steps, guidance)
+        size = inputs.batch_of(model, batch)
+        drawing = commands.Drawing(model, sae or [], steps, guidance, size)
         commands.apply(plan, drawing, prompt, seed, out, plain, overwrite, json)
 
 
@@ -176,36 +193,50 @@ def show_plan(
     prompts: Prompts = None,
     steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
+    judge: Judge = None,
+    batch: Batch = None,
     overwrite: Overwrite = False,
+    json: Json = False,
 ) -> None:
     """Write a page of pictures before and after, with where the edits acted.
 
     Example: `vision-sae unlearn show pizza/ --out page/`
     """
-    from vision_sae.recipes.unlearn import commands
+    from vision_sae.recipes.unlearn import commands, inputs
 
     with show.errors():
-        drawing = commands.Drawing(model, sae or [], steps, guidance)
-        commands.show_plans(plan, drawing, prompts, out, overwrite)
+        size = inputs.batch_of(model, batch)
+        drawing = commands.Drawing(model, sae or [], steps, guidance, size)
+        commands.show_plans(plan, drawing, prompts, judge, out, overwrite, json)
 
 
 @app.command()
 def sweep(
     concept: Concept,
     out: Out,
+    model: Model = EMBEDDED,
+    sae: Saes = None,
+    prompts: Prompts = None,
+    judge: Judge = None,
     windows: Annotated[int, typer.Option(min=1, help="Parts of the timesteps.")] = 3,
     pictures: Annotated[int, typer.Option(min=2, help="Of each kind, per cell.")] = 20,
+    batch: Batch = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Where a concept can be removed: each site and window of timesteps of emoji-diffusion alone.
+    """Where a concept can be removed: each site and window of timesteps alone.
 
     Example: `vision-sae unlearn sweep --concept style:neon --out where/`
+
+    Example: `vision-sae unlearn sweep --model 'diffusers:sd15/?steps=50&guidance=7.5'
+    --sae saes/up.1.2/ --prompts prompts.csv --judge open_clip:ViT-B-32/laion2b_s34b_b79k
+    --concept style:cubism --out where/`
     """
-    from vision_sae.recipes.unlearn import measuring
+    from vision_sae.recipes.unlearn import inputs, measuring
 
     with show.errors():
-        measuring.sweep(concept, out, windows, pictures, overwrite, json)
+        asked = inputs.Asked(model, concept, sae or [], prompts, judge, batch)
+        measuring.sweep(asked, out, windows, pictures, overwrite, json)
 
 
 @app.command()

@@ -16,14 +16,16 @@ from vision_sae.files import write_bytes, write_json
 from vision_sae.model.adapter import load_adapter
 from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.apply import unlearn
-from vision_sae.recipes.unlearn.benchmark.draw import draw
-from vision_sae.recipes.unlearn.benchmark.world import few
 from vision_sae.recipes.unlearn.cli import EMBEDDED
+from vision_sae.recipes.unlearn.draw import draw
 from vision_sae.recipes.unlearn.find import Evidence, choice_of, observe, plan_for
 from vision_sae.recipes.unlearn.inputs import (
     Asked,
     advance_of,
+    batch_of,
     is_embedded,
+    judge_of,
+    need_judge,
     need_saes,
     prompts_of,
     saes_of,
@@ -31,8 +33,8 @@ from vision_sae.recipes.unlearn.inputs import (
 )
 from vision_sae.recipes.unlearn.measuring import tuned
 from vision_sae.recipes.unlearn.plan import DESCRIPTION, Plan
-from vision_sae.recipes.unlearn.prompts import Labelled, check, holds, read
-from vision_sae.recipes.unlearn.show import show as write_show
+from vision_sae.recipes.unlearn.prompts import Labelled, check, few, holds, read
+from vision_sae.recipes.unlearn.show import compare
 from vision_sae.recipes.unlearn.tune import check_grid
 from vision_sae.sae import SAE
 
@@ -52,22 +54,23 @@ def find(
     if (out / DESCRIPTION).exists() and not overwrite:
         raise OutputExists(f"{out} holds a plan; choose another folder or pass --overwrite")
     choice = choice_of(settings, compat, usual_for(asked.concept))
-    if grid and not is_embedded(asked.model):
-        raise ConfigError(
-            f"--tune measures with the judge of emoji-diffusion, and {asked.model} has none; use "
-            "vision_sae.recipes.unlearn.tune with a measure of your own"
-        )
     check_grid(grid)
     rows = prompts_of(asked)
     check(rows, asked.concept)
-    adapter = load_adapter(asked.model)
+    judge = need_judge(asked.model, asked.judge, rows) if grid else None
+    adapter: Any = load_adapter(asked.model)
+    adapter.pipe.set_progress_bar_config(disable=True)
     saes = saes_of(asked.model, adapter, asked.saes)
     own = sum(holds(row, asked.concept) for row in rows) if choice.mode == "transport" else 0
     with show.progress("find", 2 * len(rows) + own * (not grid), "prompts") as advance:
         tell, concepts = advance_of(advance), [asked.concept]
-        seen = observe(adapter, saes, rows, concepts, candidates=choice.detectors, tell=tell)
+        batch = batch_of(asked.model, asked.batch)
+        seen = observe(
+            adapter, saes, rows, concepts,
+            candidates=choice.detectors, batch_size=batch, tell=tell,
+        )  # fmt: skip
         plan = None if grid else plan_for(seen, asked.concept, choice, tell=tell)
-    plan = plan or tuned(asked.concept, seen, choice, grid, as_json)
+    plan = plan or tuned(asked.concept, seen, choice, grid, judge, as_json)
     plan.save(out)
     _tell_plan(plan, seen, out, as_json)
     return plan
@@ -99,6 +102,7 @@ class Drawing(NamedTuple):
     saes: Sequence[str]
     steps: int | None
     guidance: float | None
+    batch: int = 8  # pictures at a time
 
 
 def apply(
@@ -117,7 +121,7 @@ def apply(
     seeds = [seed + i for i in range(len(prompts))]
     settings = _settings(adapter, drawing)
     with show.progress("draw", len(prompts) * (1 + plain), "pictures") as advance:
-        settings |= {"batch": 8, "tell": advance_of(advance)}
+        settings |= {"batch": drawing.batch, "tell": advance_of(advance)}
         with unlearn(adapter.pipe, chosen, saes=saes) as pipe:
             edited = draw(pipe, prompts, seeds, **settings)
         before = draw(adapter.pipe, prompts, seeds, **settings) if plain else None
@@ -165,20 +169,30 @@ def _write_picture(out: Path, name: str, picture: torch.Tensor) -> str:
 
 
 def show_plans(
-    plans: Sequence[Path], drawing: Drawing, prompts: Path | None, out: Path, overwrite: bool
+    plans: Sequence[Path],
+    drawing: Drawing,
+    prompts: Path | None,
+    judge: str | None,
+    out: Path,
+    overwrite: bool,
+    as_json: bool = False,
 ) -> Path:
     claim_folder(out, "index.html", overwrite=overwrite)
     chosen = [Plan.load(folder) for folder in plans]
     rows = _shown(drawing.model, prompts, [plan.concept for plan in chosen])
     adapter, saes = _opened(drawing, chosen)
     settings = _settings(adapter, drawing)
+    who = judge_of(drawing.model, judge, rows)
     with show.progress("draw", len(rows), "pairs") as advance:
-        page = write_show(
-            adapter.pipe, chosen, [row.prompt for row in rows], out, saes=saes,
-            labels=[row.labels for row in rows], judge=_judge(drawing.model), batch_size=8,
+        found = compare(
+            adapter.pipe, chosen, [row.prompt for row in rows], saes=saes,
+            labels=[row.labels for row in rows], judge=who, batch_size=drawing.batch,
             tell=advance_of(advance), num_inference_steps=settings["steps"],
             guidance_scale=settings["guidance"],
         )  # fmt: skip
+    page = found.write(out)
+    if as_json:
+        show.as_json(found.describe() | {"page": str(page)})
     show.console.print(f"open {page.resolve()}")
     return page
 
@@ -195,14 +209,6 @@ def _shown(model: str, prompts: Path | None, concepts: Sequence[str]) -> list[La
     return few(own, 8) + few(rest, 8)
 
 
-def _judge(model: str) -> Any:
-    if not is_embedded(model):
-        return None
-    from vision_sae.assets.judge import Judge
-
-    return Judge.load()
-
-
 # ---- demo
 
 
@@ -211,4 +217,5 @@ def demo(out: Path) -> Path:
     plan = out / "pizza"
     if not (plan / DESCRIPTION).exists():
         find(Asked(EMBEDDED, "object:pizza", (), None), plan, {}, None, False, False)
-    return show_plans([plan], Drawing(EMBEDDED, (), None, None), None, out / "page", True)
+    drawing = Drawing(EMBEDDED, (), None, None)
+    return show_plans([plan], drawing, None, None, out / "page", overwrite=True)

@@ -115,6 +115,7 @@ class Evidence:
     candidates: Mapping[str, Int[Tensor, " m"]]
     codes: Mapping[str, Float[Tensor, "n T m"]]
     adapter: Any = None  # "transport" samples once more
+    batch_size: int = 64
 
 
 def observe(
@@ -141,7 +142,7 @@ def observe(
     codes = pooled(adapter, saes, prompts, best, batch_size=batch_size, tell=tell)
     return Evidence(
         adapter.name, sample_of(adapter.model), schedule_of(adapter.pipe), dict(saes),
-        prompts, found, best, codes, adapter,
+        prompts, found, best, codes, adapter, batch_size,
     )  # fmt: skip
 
 
@@ -158,6 +159,7 @@ def find(
     concept: str,
     *,
     compat: str | None = None,
+    batch_size: int = 64,
     tell: Tell = lambda prompts: None,
     **choice: Any,
 ) -> Plan:
@@ -166,7 +168,10 @@ def find(
     plan = find(load_adapter("emoji-diffusion"), saes, read("prompts.csv"), "object:pizza")
     """
     wanted = choice_of(choice, compat)
-    evidence = observe(adapter, saes, prompts, [concept], candidates=wanted.detectors, tell=tell)
+    evidence = observe(
+        adapter, saes, prompts, [concept],
+        candidates=wanted.detectors, batch_size=batch_size, tell=tell,
+    )  # fmt: skip
     return plan_for(evidence, concept, wanted, tell=tell)
 
 
@@ -175,22 +180,26 @@ def plan_for(
     concept: str,
     choice: Choice = Choice(),
     *,
+    latents: Mapping[str, Sequence[int]] | None = None,
     tell: Tell = lambda pairs: None,
 ) -> Plan:
     """The plan that removes a concept, at every site that was observed.
 
-    In milliseconds, but "transport" samples: `tell` is told how many more pairs are done.
+    `latents`, by site, are edited in place of those that `choice` would take. In milliseconds, but
+    "transport" samples: `tell` is told how many more pairs are done. Raises what `check` does, and
+    ConfigError for latents that are not there.
     """
     check(evidence.prompts, concept)
+    given = _checked(evidence, latents)
     if choice.towards == "nearest":
         choice = replace(choice, towards=nearest(evidence, concept))
-    latents = {site: _latents(evidence, site, concept, choice) for site in evidence.saes}
+    chosen = {site: _chosen(evidence, site, concept, choice, given) for site in evidence.saes}
     learnt = {}
     if choice.mode == "transport":
-        learnt = _learnt(evidence, concept, choice, latents, tell)
+        learnt = _learnt(evidence, concept, choice, chosen, tell)
     edits = [
         _site_edit(evidence, concept, choice, some, learnt.get(site))
-        for site, some in latents.items()
+        for site, some in chosen.items()
     ]
     about = _about(evidence, concept, choice)
     about |= {f"explained at {site}": round(each.explained, 3) for site, each in learnt.items()}
@@ -231,10 +240,34 @@ class _Chosen(NamedTuple):
     latents: Int[Tensor, " m"]
 
 
-def _latents(evidence: Evidence, site: str, concept: str, choice: Choice) -> _Chosen:
+def _checked(evidence: Evidence, latents: Mapping[str, Sequence[int]] | None) -> dict[str, Tensor]:
+    """Given latents as masks over all of a site's."""
+    if latents is None:
+        return {}
+    if set(latents) != set(evidence.saes):
+        raise ConfigError(
+            f"latents are given for {', '.join(latents) or 'no site'}; the evidence is of "
+            f"{', '.join(evidence.saes)}"
+        )
+    masks = {}
+    for site, some in latents.items():
+        s = evidence.saes[site].config.s
+        wrong = [i for i in some if not 0 <= i < s]
+        if wrong or not some:
+            raise ConfigError(f"{site} has latents 0 to {s - 1}; got {wrong or 'none'}")
+        masks[site] = torch.zeros(s, dtype=torch.bool)
+        masks[site][list(some)] = True
+    return masks
+
+
+def _chosen(
+    evidence: Evidence, site: str, concept: str, choice: Choice, given: Mapping[str, Tensor]
+) -> _Chosen:
     stats = evidence.statistics[site]
     contrast = stats.contrast(concept, choice.towards)
     edited = chosen_latents(contrast, choice)
+    if given:
+        edited = given[site].expand_as(edited)
     watched = _watched(evidence, site, stats.contrast(concept), choice)
     if choice.reads == "activations" and len(watched):  # the gate alone reads codes
         edited = torch.zeros_like(edited)
@@ -255,7 +288,10 @@ def _learnt(
     pairs = pairs_of(evidence.prompts, concept, str(choice.towards))
     read = {site: each.latents for site, each in chosen.items()}
     whole = choice.reads == "activations"
-    return learn(evidence.adapter, evidence.saes, read, pairs, whole=whole, tell=tell)
+    batch = max(1, evidence.batch_size // 2)  # both prompts of a pair are in it
+    return learn(
+        evidence.adapter, evidence.saes, read, pairs, whole=whole, batch_size=batch, tell=tell
+    )
 
 
 def _site_edit(

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from vision_sae.cli import show
 from vision_sae.errors import ConfigError, MismatchError
 from vision_sae.jobs.loading import load_sae
-from vision_sae.model.adapter import fingerprint
+from vision_sae.model.adapter import TextImageAdapter, fingerprint, load_adapter
 from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.cli import EMBEDDED
 from vision_sae.recipes.unlearn.find import BEST, Choice
+from vision_sae.recipes.unlearn.judging import ZeroShot
 from vision_sae.recipes.unlearn.plan import Plan
 from vision_sae.recipes.unlearn.prompts import Labelled, parse, read
 from vision_sae.sae import SAE
@@ -24,6 +25,8 @@ class Asked(NamedTuple):
     concept: str
     saes: Sequence[str]
     prompts: Path | None
+    judge: str | None = None
+    batch: int | None = None  # pictures at a time
 
 
 def usual_for(concept: str) -> Choice:
@@ -39,7 +42,8 @@ def window_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def prompts_of(asked: Asked) -> list[Labelled]:
+def prompts_of(asked: Asked, per_pair: int = 4) -> list[Labelled]:
+    """The table's; by default every pair that emoji-diffusion knows."""
     if asked.prompts is not None:
         return read(str(asked.prompts))
     if not is_embedded(asked.model):
@@ -47,11 +51,47 @@ def prompts_of(asked: Asked) -> list[Labelled]:
             f"which prompts of {asked.model} ask for {asked.concept}? pass --prompts TABLE, with "
             "the columns prompt, seed and one per factor"
         )
-    return methods.asked(4)
+    return methods.asked(per_pair)
 
 
 def is_embedded(model: str) -> bool:
     return re.split("[:?]", model)[0] == EMBEDDED
+
+
+def batch_of(model: str, given: int | None) -> int:
+    """Pictures that are drawn at a time: large ones need gigabytes each."""
+    return given or (64 if is_embedded(model) else 4)
+
+
+def judge_of(model: str, given: str | None, rows: Sequence[Labelled]) -> Any:
+    """Who reads the pictures: a CLIP that is named, or emoji-diffusion's own; else nobody.
+
+    Raises ConfigError for a model that embeds no images and texts.
+    """
+    if given is None and is_embedded(model):
+        from vision_sae.assets.judge import Judge
+
+        return Judge.load()
+    if given is None:
+        return None
+    adapter = load_adapter(given)
+    if not isinstance(adapter, TextImageAdapter):
+        raise ConfigError(
+            f"{given} embeds no images and texts in one space, so it cannot judge pictures by "
+            "words; take a CLIP, as open_clip:ViT-B-32/laion2b_s34b_b79k"
+        )
+    return ZeroShot(adapter, rows)
+
+
+def need_judge(model: str, given: str | None, rows: Sequence[Labelled]) -> Any:
+    """`judge_of`, and ConfigError where there is none."""
+    judge = judge_of(model, given, rows)
+    if judge is None:
+        raise ConfigError(
+            f"who says what {model} has drawn? pass --judge, a model that embeds images and texts, "
+            "as open_clip:ViT-B-32/laion2b_s34b_b79k; in Python any callable (judging.Trial)"
+        )
+    return judge
 
 
 def saes_of(model: str, adapter: Any, given: Sequence[str]) -> dict[str, SAE]:

@@ -11,20 +11,27 @@ from typing import Any, NamedTuple
 from vision_sae.cli import show
 from vision_sae.errors import ConfigError, claim_folder
 from vision_sae.model.adapter import load_adapter
-from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.apply import removal_of
-from vision_sae.recipes.unlearn.benchmark import measures
-from vision_sae.recipes.unlearn.benchmark.draw import draw_asks, unit
 from vision_sae.recipes.unlearn.benchmark.main import evaluate as run_benchmark
 from vision_sae.recipes.unlearn.benchmark.tables import text as as_text
 from vision_sae.recipes.unlearn.benchmark.tables import without_sheets
-from vision_sae.recipes.unlearn.benchmark.world import emoji_world, few
 from vision_sae.recipes.unlearn.cli import EMBEDDED
 from vision_sae.recipes.unlearn.find import Choice, Evidence, observe, plan_for
-from vision_sae.recipes.unlearn.inputs import advance_of, need_saes, saes_of, usual_for
+from vision_sae.recipes.unlearn.inputs import (
+    Asked,
+    advance_of,
+    batch_of,
+    need_judge,
+    need_saes,
+    prompts_of,
+    saes_of,
+    usual_for,
+)
+from vision_sae.recipes.unlearn.judging import Trial
 from vision_sae.recipes.unlearn.plan import DESCRIPTION, TENSORS, Plan
+from vision_sae.recipes.unlearn.prompts import check
 from vision_sae.recipes.unlearn.removal import Method, Removal
-from vision_sae.recipes.unlearn.sweep import in_window, where_removable
+from vision_sae.recipes.unlearn.sweep import Table, Window, in_window, where_removable
 from vision_sae.recipes.unlearn.sweep import windows as parts_of
 from vision_sae.recipes.unlearn.tune import tune
 from vision_sae.sae import SAE
@@ -35,69 +42,72 @@ def tuned(
     seen: Evidence,
     choice: Choice,
     grid: Mapping[str, Sequence[Any]],
+    judge: Any,
     as_json: bool,
 ) -> Plan:
     """The best of a grid by the mean of UA, IRA and CRA on validation pictures."""
-    world, points = emoji_world(), math.prod(map(len, grid.values()))
-    world.check(concept)
-    with show.progress("tune", points, "plans") as advance:
-
-        def measure(plan: Plan) -> float:
-            removal = removal_of(plan, seen.saes)
-            return statistics.fmean(scores(world, removal, concept, 40).values())
-
+    trial = Trial.of(seen.adapter, judge, seen.prompts, concept, 40, seen.batch_size)
+    with show.progress("tune", math.prod(map(len, grid.values())), "plans") as advance:
         found = tune(
-            seen, concept, grid, measure, base=choice,
-            tell=lambda tried: advance(1, f"{tried.score:.3f}"),
+            seen, concept, grid,
+            lambda plan: statistics.fmean(trial(removal_of(plan, seen.saes)).values()),
+            base=choice, tell=lambda tried: advance(1, f"{tried.score:.3f}"),
         )  # fmt: skip
     rows = [(*tried.settings.values(), tried.score) for tried in found.tried]
     if not as_json:
         show.grid("tuned on validation pictures", (*grid, "mean of UA, IRA, CRA"), rows)
+        _tell_judge(trial)
     return found.plan
 
 
+def _tell_judge(trial: Trial) -> None:
+    """How far the judge is to be trusted: what it reads where nothing is removed."""
+    told = ", ".join(f"{name} {value:.0%}" for name, value in trial.scores(trial.pipe).items())
+    show.console.print(f"the judge on the same pictures, nothing removed: {told}")
+
+
 def sweep(
-    concept: str, out: Path, windows: int, pictures: int, overwrite: bool, as_json: bool
-) -> Any:
+    asked: Asked, out: Path, windows: int, pictures: int, overwrite: bool, as_json: bool
+) -> Table:
     claim_folder(out, "index.html", overwrite=overwrite)
-    world = emoji_world()
-    world.check(concept)
-    adapter, rows = load_adapter(EMBEDDED), methods.asked(2)
-    saes, choice = saes_of(EMBEDDED, adapter, ()), usual_for(concept)
-    parts = parts_of(windows)
+    rows, batch = prompts_of(asked, 2), batch_of(asked.model, asked.batch)
+    check(rows, asked.concept)
+    judge = need_judge(asked.model, asked.judge, rows)
+    adapter: Any = load_adapter(asked.model)
+    adapter.pipe.set_progress_bar_config(disable=True)
+    saes, choice = saes_of(asked.model, adapter, asked.saes), usual_for(asked.concept)
+    trial = Trial.of(adapter, judge, rows, asked.concept, pictures, batch)
     with show.progress("look", 2 * len(rows), "prompts") as advance:
         seen = observe(
-            adapter, saes, rows, [concept], candidates=choice.detectors, tell=advance_of(advance)
-        )
-    # each site alone, as pairs are followed with the others' edits in place
-    plans = {site: plan_for(_at(seen, site), concept, choice) for site in saes}
-    with show.progress("sweep", len(saes) * len(parts), "places") as advance:
-        table = where_removable(
-            lambda site, window: in_window(plans[site], window),
-            lambda plan: scores(world, removal_of(plan, saes), concept, pictures),
-            list(saes), parts, tell=lambda site, window, found: advance(1, site),
+            adapter, saes, rows, [asked.concept],
+            candidates=choice.detectors, batch_size=batch, tell=advance_of(advance),
         )  # fmt: skip
-    page = table.write(out, f"Where {concept} can be removed")
+    table = _swept(seen, asked.concept, choice, parts_of(windows), trial)
+    page = table.write(out, f"Where {asked.concept} can be removed")
     if as_json:
         show.as_json(table.rows())
+    else:
+        _tell_judge(trial)
     show.console.print(f"open {page.resolve()}")
     return table
+
+
+def _swept(
+    seen: Evidence, concept: str, choice: Choice, parts: Sequence[Window], trial: Trial
+) -> Table:
+    """Each site alone, as pairs are followed with the others' edits in place."""
+    plans = {site: plan_for(_at(seen, site), concept, choice) for site in seen.saes}
+    with show.progress("sweep", len(plans) * len(parts), "places") as advance:
+        return where_removable(
+            lambda site, window: in_window(plans[site], window),
+            lambda plan: trial(removal_of(plan, seen.saes)),
+            list(plans), parts, tell=lambda site, window, found: advance(1, site),
+        )  # fmt: skip
 
 
 def _at(seen: Evidence, site: str) -> Evidence:
     """The same evidence of one site."""
     return replace(seen, saes={site: seen.saes[site]}, statistics={site: seen.statistics[site]})
-
-
-def scores(world: Any, removal: Removal, concept: str, pictures: int) -> dict[str, float]:
-    """UA, IRA and CRA of a removal on a few validation pictures."""
-    targets = few(world.targets(concept, "validation", 1), pictures)
-    others = world.others([concept], "validation", pictures)
-    with removal(world.pipe) as run:
-        drawn = draw_asks(world, run, [*targets, *others])
-    seen = measures.read(world.judge, unit(drawn))
-    found = measures.outcome(concept, targets, seen[: len(targets)], others, seen[len(targets) :])
-    return {name.upper(): found[name] for name in ("ua", "ira", "cra")}
 
 
 class _Given(NamedTuple):

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from vision_sae.recipes.unlearn.apply import removal_of
+from vision_sae.recipes.unlearn.assign import Assigned, assign
 from vision_sae.recipes.unlearn.find import (
     BEST,
     SAEURON,
@@ -15,6 +16,7 @@ from vision_sae.recipes.unlearn.find import (
     observe,
     plan_for,
 )
+from vision_sae.recipes.unlearn.labelled import labelled_rows
 from vision_sae.recipes.unlearn.plan import Plan
 from vision_sae.recipes.unlearn.prompts import Labelled
 from vision_sae.recipes.unlearn.removal import Method, Removal
@@ -31,6 +33,7 @@ EDITED: Choices = {
 PATCHES: Choices = {
     "object": Choice(mode="patches", where="image+mask", score="difference", count=16)
 }
+ASSIGNED: Choices = {f: Choice(mode="clamp", multiplier=-4.0) for f in ("object", "style")}
 FIRST_SEED = 40_000_000  # of the prompts that statistics are taken on: neither split's
 ATTACKED = ("object:pizza", "object:frog", "style:neon", "style:sepia")
 
@@ -47,6 +50,12 @@ def asked(per_pair: int = 4) -> list[Labelled]:
     ]
 
 
+def all_concepts() -> list[str]:
+    from vision_sae.assets.vocabulary import OBJECTS, STYLES
+
+    return [f"object:{o}" for o in OBJECTS] + [f"style:{s}" for s in STYLES]
+
+
 class Observed:
     """The evidence for all concepts, looked at once and shared by the methods that need it."""
 
@@ -60,13 +69,14 @@ class Observed:
         return self._saes()
 
     @cached_property
-    def evidence(self) -> Evidence:
+    def adapter(self) -> Any:
         from vision_sae.adapters.diffusion import TrajectoryAdapter
-        from vision_sae.assets.vocabulary import OBJECTS, STYLES
 
-        adapter = TrajectoryAdapter(self.pipe, steps=25, guidance=3.0, name="emoji-diffusion")
-        concepts = [f"object:{o}" for o in OBJECTS] + [f"style:{s}" for s in STYLES]
-        return observe(adapter, self.saes, asked(self.per_pair), concepts)
+        return TrajectoryAdapter(self.pipe, steps=25, guidance=3.0, name="emoji-diffusion")
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        return observe(self.adapter, self.saes, asked(self.per_pair), all_concepts())
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,46 @@ class SAEPlans:
         if key not in self.made:
             self.made[key] = plan_for(found, concept, choice)
         return self.made[key]
+
+
+class AssignedLatents:
+    """SAEs that are fine-tuned so that each concept has one latent, which alone is edited.
+
+    After SAEmnesia. The image gate reads latents as it does for the other methods. All concepts are
+    assigned at once, when the first is removed.
+    """
+
+    name = "sae, assigned latents"
+
+    def __init__(
+        self, first: Observed, choices: Choices | None = None, *, steps: int = 400,
+        positive: float = 1.0,
+    ) -> None:  # fmt: skip
+        self.first, self.choices = first, choices or ASSIGNED
+        self.steps, self.positive = steps, positive
+        saes = lambda: {site: each.sae for site, each in self.assigned.items()}  # noqa: E731
+        self.observed = Observed(first.pipe, saes, per_pair=2)
+
+    @cached_property
+    def assigned(self) -> dict[str, Assigned]:
+        concepts, saes = all_concepts(), self.first.saes
+        rows = labelled_rows(self.first.adapter, list(saes), asked(2), concepts)
+        return {
+            site: assign(
+                sae, rows[site].batches(2048), concepts, steps=self.steps, positive=self.positive
+            )
+            for site, sae in saes.items()
+        }
+
+    def fit(self, pipe: Any, concepts: Sequence[str]) -> Removal:
+        plans = [self._plan(concept) for concept in concepts]
+        return removal_of(plans, self.observed.saes)
+
+    def _plan(self, concept: str) -> Plan:
+        place = all_concepts().index(concept)
+        mine = {site: [int(each.latents[place])] for site, each in self.assigned.items()}
+        choice = self.choices[concept.partition(":")[0]]
+        return plan_for(self.observed.evidence, concept, choice, latents=mine)
 
 
 def all_methods(
@@ -124,6 +174,7 @@ def all_methods(
         "sae, latents edited": lambda: SAEPlans(first, EDITED, "sae, latents edited"),
         "sae, as SAEuron": lambda: SAEPlans(first, published, "sae, as SAEuron"),
         "random latents": lambda: random_latents(first),
+        "sae, assigned latents": lambda: AssignedLatents(first),
         "text steering": ConceptSteering,
         "sae, patches (PER)": lambda: SAEPlans(first, PATCHES, "sae, patches (PER)"),
         "cross-attention tuning": CrossAttentionTuning,
@@ -134,7 +185,8 @@ def limits(concepts: Sequence[str]) -> dict[str, list[str]]:
     """Methods that are not measured on every concept: one is for objects, one is costly."""
     objects = [c for c in concepts if c.startswith("object:")]
     few = [c for c in concepts if c in ATTACKED]
-    return {"sae, patches (PER)": objects, "cross-attention tuning": few}
+    costly = ("cross-attention tuning", "sae, assigned latents")
+    return {"sae, patches (PER)": objects} | dict.fromkeys(costly, few)
 
 
 def random_latents(observed: Observed) -> Method:

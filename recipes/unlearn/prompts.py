@@ -1,10 +1,13 @@
 """Prompts that say which concepts they ask for: a table whose other columns are factors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from vision_sae.data.prompts import Prompt, PromptSource
 from vision_sae.errors import ConfigError, DataError, UnknownName
+
+T = TypeVar("T")
+VALIDATION_SEED = 10_000_000  # of the first picture that settings are chosen on
 
 
 class Labelled(NamedTuple):
@@ -72,3 +75,8 @@ def check(prompts: Sequence[Labelled], concept: str) -> None:
 def holds(row: Labelled, concept: str) -> bool:
     factor, value = parse(concept)
     return row.labels.get(factor) == value
+
+
+def few(values: Sequence[T], count: int) -> list[T]:
+    """`count` of them at most, evenly from the first on."""
+    return list(values[:: max(1, len(values) // count)][:count])

@@ -170,23 +170,31 @@ def pooled(
 def _means(
     adapter: StepAdapter, saes: Mapping[str, SAE], prompts: Sequence[Labelled], batch_size: int
 ) -> Iterator[tuple[slice, dict[str, Means]]]:
+    for some, acts in sampled(adapter, list(saes), prompts, batch_size):
+        yield some, {site: _site_means(sae, acts[site]) for site, sae in saes.items()}
+
+
+def sampled(
+    adapter: StepAdapter, names: Sequence[str], prompts: Sequence[Labelled], batch_size: int
+) -> Iterator[tuple[slice, dict[str, Float[Tensor, "b T t d"]]]]:
+    """Sample the prompts: which of them a batch holds, and what each site gave.
+
+    Raises ConfigError for an adapter that keeps both halves of the guided batch.
+    """
     if adapter.half == "both":
         raise ConfigError(
             "statistics are of one half of the guided batch: make the adapter with half='cond' "
             "or half='uncond'"
         )
     batch: Any = adapter.prepare([prompts[0].prompt])
-    sites = probe_sites(adapter, list(saes), batch)
-    reading = Reading(tuple(sites[site] for site in saes))
+    sites = probe_sites(adapter, names, batch)
+    reading = Reading(tuple(sites[site] for site in names))
     for start in range(0, len(prompts), batch_size):
         some = slice(start, min(start + batch_size, len(prompts)))
         asked = adapter.prepare([row.prompt for row in prompts[some]])
         acts = activations_of(adapter, asked, reading)
         split = (len(adapter.timesteps), -1)
-        yield (
-            some,
-            {site: _site_means(sae, acts[site].unflatten(1, split)) for site, sae in saes.items()},
-        )
+        yield some, {site: acts[site].unflatten(1, split) for site in names}
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from typing import Any
 
 from vision_sae.errors import ConfigError, UnknownName
 from vision_sae.files import write_bytes, write_json
+from vision_sae.recipes.unlearn.page import render
 from vision_sae.recipes.unlearn.plan import Plan
-from vision_sae.recipes.unlearn.show import render
 
 Window = tuple[int, int]  # timesteps, both included
 MakePlan = Callable[[str, Window], Plan]

@@ -130,8 +130,8 @@ def learn(
 ) -> dict[str, Transport]:
     """The map of each site, from codes of its latents, or from the `whole` activations.
 
-    Streamed: sums are kept, and token-mean codes of these latents. Raises ConfigError for an adapter that does not
-    keep the conditional half.
+    Streamed: sums are kept, and token-mean codes of these latents. Raises ConfigError for an
+    adapter that does not keep the conditional half.
     """
     if adapter.half != "cond":
         raise ConfigError(f"pairs are compared in the conditional half; got half={adapter.half!r}")

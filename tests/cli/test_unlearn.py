@@ -24,7 +24,7 @@ from vision_sae.model.adapter import fingerprint, load_adapter
 from vision_sae.provenance import Provenance
 from vision_sae.recipes import unlearn as recipe
 from vision_sae.recipes.unlearn import commands, inputs, measuring, methods
-from vision_sae.recipes.unlearn.benchmark.draw import draw
+from vision_sae.recipes.unlearn.draw import draw
 from vision_sae.recipes.unlearn.find import SAEURON, Choice, choice_of
 from vision_sae.recipes.unlearn.plan import Gate, Mode, Plan
 from vision_sae.recipes.unlearn.scores import SCORES
@@ -183,15 +183,24 @@ def test_find_says_what_is_wrong(
     assert said in refused("unlearn", "find", *tiny.asks(*flags, "--out", tmp_path / "plan"))
 
 
-def test_tuning_needs_the_embedded_judge_and_known_settings(
+def test_tuning_needs_a_judge_and_known_settings(
     tiny: Tiny, refused: Refused, tmp_path: Path
 ) -> None:
-    more = ["--out", tmp_path / "plan", "--tune", "counts=1,2"]
-    assert "measures with the judge of emoji-diffusion" in refused(
-        "unlearn", "find", *tiny.asks(*more)
-    )
-    error = refused("unlearn", "find", "--concept", "object:pizza", *more)
-    assert "no setting of a choice 'counts'; did you mean count" in error
+    def error(*more: object) -> str:
+        return refused("unlearn", "find", *tiny.asks("--out", tmp_path / "plan", *more))
+
+    assert f"who says what {tiny.model} has drawn? pass --judge" in error("--tune", "count=1,2")
+    assert "no setting of a choice 'counts'; did you mean count" in error("--tune", "counts=1,2")
+    told = error("--tune", "count=1,2", "--judge", tiny.model)
+    assert "embeds no images and texts in one space" in told
+
+
+def test_any_model_is_tuned_by_a_clip(tiny: Tiny, fine: Fine, tmp_path: Path) -> None:
+    more = ["--tune", "count=1,2", "--judge", "toy", "--batch", 3, "--out", tmp_path / "plan"]
+    result = fine("unlearn", "find", *tiny.asks(*more, "--where", "everywhere"))
+    assert "tuned on validation pictures" in result.stdout
+    assert "the judge on the same pictures, nothing removed: UA" in result.stderr
+    assert len(Plan.load(tmp_path / "plan").edits[0].latents) in (1, 2)
 
 
 def test_a_table_without_factors_is_refused(tiny: Tiny, refused: Refused, tmp_path: Path) -> None:
@@ -288,9 +297,19 @@ def test_apply_leaves_other_files_alone(
 
 
 def test_show_writes_a_page(tiny: Tiny, plan: Path, fine: Fine, tmp_path: Path) -> None:
-    given = ["--model", tiny.model, "--prompts", tiny.table, "--steps", 2]
-    fine("unlearn", "show", plan, *given, "--out", tmp_path / "page")
+    given = ["--model", tiny.model, "--prompts", tiny.table, "--steps", 2, "--judge", "toy"]
+    told = json.loads(
+        fine("unlearn", "show", plan, *given, "--json", "--out", tmp_path / "page").stdout
+    )
     page = (tmp_path / "page" / "index.html").read_text()
+    assert told["page"] == str(tmp_path / "page" / "index.html")
+    assert told["removed"] == ["object:cat"]
+    rows = told["pictures"]
+    assert [row["seed"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[0]["asks"] == {"object": "cat", "style": "plain"} and rows[0]["change"] > 0
+    for name, count in told["counts"].items():
+        assert name in page and count in page
+    assert all(row["edited"]["object"] in page for row in rows)
     assert "Without object:cat" in page and "a dog in neon" in page
     assert "http://" not in page and "https://" not in page
 
@@ -313,7 +332,19 @@ def test_the_usual_page_shows_both_kinds() -> None:
 
 def test_sweep_refuses_an_unknown_concept(refused: Refused, tmp_path: Path) -> None:
     error = refused("unlearn", "sweep", "--concept", "object:piza", "--out", tmp_path / "page")
-    assert "no concept 'object:piza'" in error and "object:pizza" in error
+    assert "no prompts of concept 'object:piza'" in error and "object:pizza" in error
+
+
+def test_sweep_takes_any_model_and_a_clip(tiny: Tiny, fine: Fine, tmp_path: Path) -> None:
+    given = ["--model", tiny.model, "--sae", tiny.folder / "sae", "--prompts", tiny.table]
+    given += ["--judge", "toy", "--concept", "style:neon", "--windows", 2, "--pictures", 3]
+    result = fine("unlearn", "sweep", *given, "--json", "--out", tmp_path / "where")
+    rows = json.loads(result.stdout)
+    assert [(r["site"], r["from"], r["to"]) for r in rows] == [
+        (SITE, 0, 999), (SITE, 500, 999), (SITE, 0, 499),
+    ]  # fmt: skip
+    assert all({"UA", "IRA", "CRA"} < set(row) for row in rows)
+    assert "style:neon" in (tmp_path / "where" / "index.html").read_text()
 
 
 def test_evaluate_measures_plans_on_their_own_concepts(

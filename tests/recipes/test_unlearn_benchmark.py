@@ -23,10 +23,11 @@ import diffusers_models as tiny
 from vision_sae.errors import ConfigError, DataError, UnknownName
 from vision_sae.model.hooks import edit
 from vision_sae.recipes.unlearn.benchmark import adversary, tables, text, write_page
-from vision_sae.recipes.unlearn.benchmark.draw import Plain, draw, draw_asks, unit
+from vision_sae.recipes.unlearn.benchmark.draw import Plain, draw_asks
 from vision_sae.recipes.unlearn.benchmark.run import Counts, Plans, nested, run
 from vision_sae.recipes.unlearn.benchmark.tables import markdown
 from vision_sae.recipes.unlearn.benchmark.world import Ask, World
+from vision_sae.recipes.unlearn.draw import draw, unit
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")
 COUNTS = Counts(

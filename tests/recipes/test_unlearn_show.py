@@ -23,9 +23,10 @@ import diffusers_models as tiny
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.model.adapter import fingerprint
+from vision_sae.recipes.unlearn.page import facts, tallies
 from vision_sae.recipes.unlearn.plan import Plan, SiteEdit, sample_of, schedule_of
 from vision_sae.recipes.unlearn.readout import Readout
-from vision_sae.recipes.unlearn.show import draw_pairs, facts, show, tallies
+from vision_sae.recipes.unlearn.show import draw_pairs, show
 from vision_sae.sae import SAE, SAEConfig
 
 # diffusers' schedulers give numpy tensors in a way that numpy 2 will not take for ever

@@ -18,8 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vision_sae.errors import ConfigError
-from vision_sae.recipes.unlearn.benchmark.draw import Plain, unit
-from vision_sae.recipes.unlearn.benchmark.world import Ask, World, few, parse
+from vision_sae.recipes.unlearn.benchmark.draw import Plain
+from vision_sae.recipes.unlearn.benchmark.world import Ask, World, parse
+from vision_sae.recipes.unlearn.draw import unit
+from vision_sae.recipes.unlearn.prompts import few
 from vision_sae.recipes.unlearn.removal import Draw
 
 

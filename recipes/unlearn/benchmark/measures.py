@@ -11,7 +11,6 @@ pictures, which UnlearnCanvas counts as no style).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +25,7 @@ Scores = dict[str, float]
 SAME = 8  # of 255: two pixels that differ by no more are the same to the eye
 
 
-# ---- what the judge reads
-
-
-def read(judge: Any, pictures: Float[Tensor, "n 3 h w"], batch: int = 256) -> list[dict[str, str]]:
-    """Object and style of each picture."""
-    found: list[dict[str, str]] = []
-    for part in pictures.split(batch):
-        with torch.no_grad():
-            verdict = judge(part)
-        objects = [judge.objects[i] for i in verdict.object.argmax(1).tolist()]
-        styles = [judge.styles[i] for i in verdict.style.argmax(1).tolist()]
-        found += [{"object": o, "style": s} for o, s in zip(objects, styles, strict=True)]
-    return found
+# ---- from what the judge reads
 
 
 def accuracy(asks: Sequence[Ask], seen: Sequence[dict[str, str]], factor: str) -> float:

@@ -27,10 +27,13 @@ from torch import Tensor
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.files import write_json
 from vision_sae.recipes.unlearn.benchmark import adversary, measures
-from vision_sae.recipes.unlearn.benchmark.draw import Plain, draw, draw_asks, unit
-from vision_sae.recipes.unlearn.benchmark.world import Ask, Split, World, few, parse
+from vision_sae.recipes.unlearn.benchmark.draw import Plain, draw_asks
+from vision_sae.recipes.unlearn.benchmark.world import Ask, Split, World, parse
+from vision_sae.recipes.unlearn.draw import draw, unit
+from vision_sae.recipes.unlearn.judging import read
+from vision_sae.recipes.unlearn.page import data_uri
+from vision_sae.recipes.unlearn.prompts import few
 from vision_sae.recipes.unlearn.removal import Method, Removal
-from vision_sae.recipes.unlearn.show import data_uri
 
 Methods = Mapping[str, Callable[[], Method]]  # "name" or "name@seed" -> what makes it
 Tell = Callable[[str], None]
@@ -215,7 +218,7 @@ class Bench:
         held = sum(ask.holds(concept) for ask in pairs)
         scores = {}
         for which, pictures in (("before", before), ("after", after)):
-            seen = measures.read(self.world.judge, unit(pictures))
+            seen = read(self.world.judge, unit(pictures))
             weights = (held, len(pairs) - held)
             scores[which] = measures.outcome(concept, targets, seen[:n], others, seen[n:], weights)
         quality = self.quality(before, after, n)
@@ -266,7 +269,7 @@ class Bench:
         sets = {c: few(self.world.targets(c, self.split, 1), 8) for c in concepts}
         asks = [ask for some in sets.values() for ask in some]
         after = self._drawn(removal, [*asks, *others])
-        seen = measures.read(self.world.judge, unit(after))
+        seen = read(self.world.judge, unit(after))
         each, start = {}, 0
         for concept, some in sets.items():
             mine = seen[start : start + len(some)]
@@ -306,7 +309,7 @@ class Bench:
         return self._read_as(concept, asks, self._drawn(removal, asks))
 
     def _read_as(self, concept: str, asks: Sequence[Ask], pictures: Tensor) -> float:
-        seen = measures.read(self.world.judge, unit(pictures))
+        seen = read(self.world.judge, unit(pictures))
         return measures.accuracy(asks, seen, parse(concept)[0])
 
     def overhead(self, method: Fits, concept: str, rounds: int = 5, images: int = 8) -> Cell:

@@ -9,17 +9,17 @@ they do not hold it, so that the unedited pictures are drawn once.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.errors import ConfigError, UnknownName
+from vision_sae.recipes.unlearn.prompts import VALIDATION_SEED
 
-T = TypeVar("T")
 Split = str  # "validation" or "test"
 Embed = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n e"]]
-FIRST_SEED: Mapping[str, int] = {"validation": 10_000_000, "test": 20_000_000}
+FIRST_SEED: Mapping[str, int] = {"validation": VALIDATION_SEED, "test": 20_000_000}
 PLAIN = "plain"  # what the judge calls a picture without a style
 FACTORS = ("object", "style")
 
@@ -50,11 +50,6 @@ def parse(concept: str) -> tuple[str, str]:
 
 def other_factor(factor: str) -> str:
     return FACTORS[1 - FACTORS.index(factor)]
-
-
-def few(values: Sequence[T], count: int) -> list[T]:
-    """`count` of them at most, evenly from the first on."""
-    return list(values[:: max(1, len(values) // count)][:count])
 
 
 @dataclass(frozen=True, eq=False)
