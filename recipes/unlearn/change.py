@@ -15,11 +15,11 @@ from vision_sae.adapters.diffusion_inputs import kind_of
 from vision_sae.errors import ConfigError
 from vision_sae.recipes.unlearn.calls import Guidance
 from vision_sae.recipes.unlearn.plan import SiteEdit
-from vision_sae.recipes.unlearn.readout import Readout
-from vision_sae.rows import RowNorm, treat_rows
+from vision_sae.recipes.unlearn.readers import Thresholds, joined_reader
 from vision_sae.sae import SAE
 
 LAST = 1000  # timesteps go from 0 to here
+Opened = Tensor | None  # where an image gate is open, [b]
 BESIDE = ("patches", "transport")  # modes that change tokens, not codes
 
 
@@ -114,6 +114,23 @@ def spread(table: Float[Tensor, "T m"], timesteps: Int[Tensor, " T"]) -> Float[T
     return torch.lerp(table[low], table[high], part)
 
 
+class _GateFirst(NamedTuple):
+    """What an edit with an image gate reads of all pictures, and of those where it opens."""
+
+    watch: Thresholds
+    columns: Int[Tensor, " w"]  # of the detector
+    rest: Thresholds
+
+    @classmethod
+    def of(cls, edit: SiteEdit, device: torch.device) -> "_GateFirst | None":
+        """None where there is no such gate, or where latents compete, so that all are read."""
+        if "image" not in edit.gates or edit.readout is None:
+            return None
+        columns = (edit.detector != 0).any(0).nonzero()[:, 0]
+        watch = Thresholds([edit.readout.part(columns)], device)
+        return cls(watch, columns.to(device), Thresholds([edit.readout], device))
+
+
 class _Edit:
     """One edit with its tables, and where its codes stand among those that the site reads."""
 
@@ -124,12 +141,14 @@ class _Edit:
             self.write = edit.write.float().to(device)
             self.shift = spread(edit.shift, edit.timesteps).to(device)
         self.needs = set(edit.gates)
+        self.first = _GateFirst.of(edit, device)
 
-    def gate(self, f: Float[Tensor, "b t m"], now: Tables) -> Tensor | float:
-        """1 where the edit acts, shaped to fit [b t m]."""
+    def gate(self, f: Float[Tensor, "b t m"], now: Tables, opened: Opened = None) -> Tensor | float:
+        """1 where the edit acts, shaped to fit [b t m]; `opened` is the image gate where known."""
         gate: Tensor | float = 1.0
         if "image" in self.needs:
-            gate = self.image(f, now).to(f.dtype)[:, None, None]
+            found = self.image(f, now) if opened is None else opened
+            gate = found.to(f.dtype)[:, None, None]
         if "threshold" in self.needs:
             gate = gate * (f > now.theta)
         if "mask" in self.needs:
@@ -141,13 +160,32 @@ class _Edit:
         found = f.mean(1) @ now.detector + now.bias > 0
         return self.seen(found)
 
+    def opened(self, x: Float[Tensor, "b t d"], row: Any) -> Bool[Tensor, " b"]:
+        """The image gate, from the latents that it reads alone."""
+        assert self.first is not None
+        now, columns = self.tables.at(row), self.first.columns
+        f = self.first.watch(x)[0]
+        return self.seen(f.mean(1) @ now.detector[columns] + now.bias > 0)
+
+    def change(self, x: Float[Tensor, "b t d"], row: Any) -> Float[Tensor, "b t d"]:
+        """What is added to the tokens of pictures where the image gate is open."""
+        assert self.first is not None
+        f, spread_back = self.first.rest(x)
+        opened = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        if self.plan.mode in BESIDE:
+            return self.moved(x, f, row, opened)
+        codes = self.added(f, self.tables.at(row), opened)
+        return spread_back(codes @ self.first.rest.atoms)
+
     def mask(self, f: Float[Tensor, "b t m"], now: Tables) -> Bool[Tensor, "b t"]:
         """Positions where any edited latent is above its threshold."""
         return ((f > now.theta) & (now.strengths != 0)).any(-1)
 
-    def added(self, f: Float[Tensor, "b t m"], now: Tables) -> Float[Tensor, "b t m"]:
+    def added(
+        self, f: Float[Tensor, "b t m"], now: Tables, opened: Opened = None
+    ) -> Float[Tensor, "b t m"]:
         """What is added to the codes."""
-        return now.strengths * self._away(f, now) * self.gate(f, now)
+        return now.strengths * self._away(f, now) * self.gate(f, now, opened)
 
     def _away(self, f: Tensor, now: Tables) -> Tensor:
         """target - f."""
@@ -161,23 +199,23 @@ class _Edit:
         return (factor * now.mean * f if mode == "multiple" else factor * f) - f
 
     def moved(
-        self, x: Float[Tensor, "b t d"], f: Float[Tensor, "b t m"], row: Any
+        self, x: Float[Tensor, "b t d"], f: Float[Tensor, "b t m"], row: Any, opened: Opened = None
     ) -> Float[Tensor, "b t d"]:
         """What is added to the tokens beside what is added to the codes."""
         now = self.tables.at(row)
         if self.plan.mode == "patches":
-            return self.patched(x, f, now)
+            return self.patched(x, f, now, opened)
         source = f if self.plan.reads == "codes" else x
-        strength = now.strengths.amax() * self.gate(f, now)
+        strength = now.strengths.amax() * self.gate(f, now, opened)
         return strength * (source @ self.write + row_of(self.shift, row))
 
     def patched(
-        self, x: Float[Tensor, "b t d"], f: Float[Tensor, "b t m"], now: Tables
+        self, x: Float[Tensor, "b t d"], f: Float[Tensor, "b t m"], now: Tables, opened: Opened
     ) -> Float[Tensor, "b t d"]:
         """What moves each detected position to an undetected one of the same map (PER)."""
         found = self.mask(f, now)
         if "image" in self.needs:
-            found = found & (self.gate(f, now)[..., 0] > 0)  # type: ignore[index]
+            found = found & (self.gate(f, now, opened)[..., 0] > 0)  # type: ignore[index]
         t = x.shape[1]
         lots = torch.rand(t, t, generator=torch.Generator().manual_seed(0)).to(x.device)
         source = (lots - 2.0 * found[:, None, :]).argmax(-1)  # [b t], detected ones last
@@ -207,17 +245,35 @@ class SiteChange:
         for edit, plan in zip(edits, plans or range(len(edits)), strict=True):
             self.edits.append(_Edit(edit, first, Seen(clock, plan), device))
             first += len(edit.latents)
-        self.reader = _reader(edits, sae, device)
+        self.reader = joined_reader(edits, sae, device)
+        self.gates_first = all(e.first and not e.plan.saeuron_sign for e in self.edits)
 
     @torch.no_grad()
     def __call__(self, output: Tensor) -> Tensor:
         tokens, back = as_tokens(output, self.reader.atoms.shape[1])
         rows = _rows_of(len(tokens), self.half, self.guided())
-        delta = self.delta(tokens[rows].float()).to(output.dtype)
+        x = tokens[rows].float()
+        known = x.device.type == "cpu" and not isinstance(self.clock.now, Tensor)
+        if self.gates_first and known:
+            return self._where_open(output, x, rows, back)
+        delta = self.delta(x).to(output.dtype)
         if rows == slice(None):
             return output + back(delta)
         changed = output.clone()
         changed[rows] += back(delta)
+        return changed
+
+    def _where_open(
+        self, output: Tensor, x: Float[Tensor, "b t d"], rows: slice, back: Callable[..., Tensor]
+    ) -> Tensor:
+        """The same on a CPU, where asking costs no wait: gates are read before all else."""
+        changed, places = output, torch.arange(len(output))[rows]
+        for edit in self.edits:
+            opened = edit.opened(x, self.clock.now).nonzero()[:, 0]
+            if len(opened):
+                delta = edit.change(x[opened], self.clock.now).to(output.dtype)
+                changed = output.clone() if changed is output else changed
+                changed[places[opened]] += back(delta)
         return changed
 
     def delta(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
@@ -272,102 +328,3 @@ def as_tokens(
     last = output.movedim(axis, 3)
     grid = last.shape[1:3]
     return last.flatten(1, 2), lambda tokens: tokens.unflatten(1, grid).movedim(3, axis)
-
-
-class _Thresholds:
-    """Reads chosen latents alone."""
-
-    def __init__(self, readouts: Sequence[Readout], device: torch.device) -> None:
-        first = readouts[0]
-        if any(r.rows != first.rows for r in readouts):
-            raise ConfigError(
-                "the plans at one site were made with SAEs that treat rows differently "
-                f"({', '.join(sorted({r.rows for r in readouts}))}); use them one at a time"
-            )
-        joined = {name: [r.tensors()[name] for r in readouts] for name in first.tensors()}
-        whole = Readout(**{n: torch.cat(parts) for n, parts in joined.items()}, rows=first.rows)
-        self.readout = whole.to(device)
-        self.atoms = self.readout.atoms
-
-    def __call__(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        if self.readout.rows == "none":
-            return self.readout.codes(x), lambda delta: delta
-        rows, back = _treated(x, self.readout.rows)
-        return self.readout.codes(rows), back
-
-    def error(self, x: Tensor) -> Tensor:
-        raise ConfigError("the published sign of the error needs the whole SAE: pass saes=")
-
-
-class _Competing:
-    """Reads all latents, and gives the chosen ones: for SAEs without thresholds."""
-
-    def __init__(self, sae: SAE, latents: Int[Tensor, " m"], device: torch.device) -> None:
-        self.sae, self.m = sae.to(device).eval(), len(latents)
-        latents = latents.to(device)
-        self.atoms = sae.W_dec.detach()[latents]
-        self.places = [_places(part, sae.config.s) for part in _without_twins(latents)]
-
-    def __call__(self, x: Float[Tensor, "b t d"]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        flat = x.reshape(-1, x.shape[-1])
-        codes = self.sae.encode(flat)
-        parts = [self._chosen(codes, place, width) for place, width in self.places]
-        f = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        back = _treated(x, self.sae.config.rows)[1]
-        return f.view(*x.shape[:2], self.m), back
-
-    def _chosen(self, codes: Any, place: Tensor, width: int) -> Float[Tensor, "n m"]:
-        found = torch.zeros(len(codes), width + 1, device=place.device)
-        found.index_put_((codes.rows, place[codes.indices]), codes.values, accumulate=True)
-        return found[:, :width]
-
-    def error(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """x_hat - x."""
-        x_hat: Tensor = self.sae(x.reshape(-1, x.shape[-1])).x_hat
-        return x_hat.view_as(x) - x
-
-
-def _without_twins(latents: Tensor) -> list[Tensor]:
-    """Runs in which no latent comes twice: several plans may share some."""
-    runs, seen, start = [], set[int](), 0
-    for i, latent in enumerate(latents.tolist()):
-        if latent in seen:
-            runs.append(latents[start:i])
-            seen, start = set(), i
-        seen.add(latent)
-    return [*runs, latents[start:]]
-
-
-def _places(latents: Tensor, s: int) -> tuple[Tensor, int]:
-    """For each of s latents its column; those not chosen share one more at the end."""
-    place = torch.full((s,), len(latents), device=latents.device)
-    place[latents] = torch.arange(len(latents), device=latents.device)
-    return place, len(latents)
-
-
-def _treated(x: Tensor, rows: RowNorm) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Rows after their treatment, and how a difference of such rows is undone."""
-    treated, undo = treat_rows(x.reshape(-1, x.shape[-1]), rows)
-    zero = torch.zeros_like(treated)
-
-    def back(delta: Tensor) -> Tensor:
-        return (undo(delta.reshape(zero.shape)) - undo(zero)).view_as(x)
-
-    return treated.view_as(x), back
-
-
-Reader = _Thresholds | _Competing
-
-
-def reader_of(sae: SAE, latents: Int[Tensor, " m"]) -> Reader:
-    """What gives the codes [b t m] of a few latents; with thresholds no others are read."""
-    readout, device = Readout.of(sae, latents), sae.b_dec.device
-    return _Competing(sae, latents, device) if readout is None else _Thresholds([readout], device)
-
-
-def _reader(edits: Sequence[SiteEdit], sae: SAE | None, device: torch.device) -> Reader:
-    readouts = [edit.readout for edit in edits if edit.readout is not None]
-    whole = any(edit.saeuron_sign for edit in edits) or len(readouts) < len(edits)
-    if whole and sae is not None:
-        return _Competing(sae, torch.cat([edit.latents for edit in edits]), device)
-    return _Thresholds(readouts, device)

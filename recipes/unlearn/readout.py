@@ -45,6 +45,10 @@ class Readout:
         moved = {name: t.to(device) for name, t in self.tensors().items()}
         return Readout(**moved, rows=self.rows)
 
+    def part(self, columns: Int[Tensor, " w"]) -> "Readout":
+        """Of some of the latents alone."""
+        return Readout(**{n: t[columns] for n, t in self.tensors().items()}, rows=self.rows)
+
     def codes(self, rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n m"]:
         """Of rows after their treatment."""
         z = F.linear(rows, self.weight, self.b)

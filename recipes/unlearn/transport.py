@@ -22,8 +22,9 @@ from torch import Tensor
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.model.hooks import edit, inference
 from vision_sae.model.probing import probe_sites
-from vision_sae.recipes.unlearn.change import as_tokens, reader_of
+from vision_sae.recipes.unlearn.change import as_tokens
 from vision_sae.recipes.unlearn.prompts import Labelled, holds, parse
+from vision_sae.recipes.unlearn.readers import reader_of
 from vision_sae.sae import SAE
 
 RIDGE = 0.01

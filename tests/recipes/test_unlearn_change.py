@@ -1,5 +1,6 @@
 """What is added to a site's tensor: each part alone, and never a wait for the device."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -103,6 +104,42 @@ def test_the_published_sign_acts_where_the_edit_does_alone() -> None:
     assert torch.equal(change_of(edit.scaled(0), sae=sae)(x), x)
     assert torch.equal(change_of(edit, sae=sae, now=700)(x), x)
     assert not torch.equal(change_of(edit, sae=sae)(x), x)
+
+
+# ---- gates first, where asking costs no wait
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("where", ["image", "image+mask"])
+@pytest.mark.parametrize("half", ["cond", "uncond", "both"])
+@pytest.mark.parametrize("rows", ["none", "layer_norm"])
+def test_gates_read_first_give_what_all_at_once_give(
+    mode: Any, where: str, half: Any, rows: Any
+) -> None:
+    """A timestep on a device is the slow twin: nothing is asked, everything is computed."""
+    sae, x = sae_of(rows=rows), x_of(8)
+    edits = [edit_of(sae, mode=mode, where=where, half=half) for _ in range(2)]
+    f = sae.encode(x.flatten(0, 1)).to_dense()[:, edits[0].latents].view(8, 6, 5).mean(1)
+    weight = torch.tensor([0.0, 1.0, 0.0, -2.0, 0.5])  # two latents are edited and not read
+    middle = (f @ weight)[4:].median() if half == "cond" else (f @ weight)[:4].median()
+    some = {"detector": weight.expand(2, 5), "bias": (0.01 - middle).expand(2)}
+    edits = [
+        replace(edits[0], **some),
+        replace(edits[1], **some, strengths=torch.full((2, 5), 0.3)),
+    ]
+    first = change_of(*edits, guided=True)(x)
+    whole = change_of(*edits, guided=True, now=torch.tensor(500))(x)
+    torch.testing.assert_close(first, whole, atol=1e-5, rtol=1e-4)
+    touched = (first != x).flatten(1).any(1)
+    assert not touched.all() and (mode == "patches" or touched.any())
+
+
+def test_pictures_with_a_closed_gate_are_not_read_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae, x = sae_of(), x_of()
+    closed = edit_of(sae, where="image", mode="zero", bias=torch.full((2,), -1e6))
+    change = change_of(closed)
+    monkeypatch.setattr(change.edits[0].first.rest, "readout", None)  # must not be asked
+    assert change(x) is x
 
 
 # ---- no wait for the device
