@@ -21,9 +21,10 @@ from vision_sae.recipes.unlearn.find import (
     observe,
     plan_for,
 )
+from vision_sae.recipes.unlearn.labelled import LabelledRows, labelled_rows
 from vision_sae.recipes.unlearn.prompts import Labelled
 from vision_sae.recipes.unlearn.scores import SCORES
-from vision_sae.recipes.unlearn.statistics import Contrast, pooled
+from vision_sae.recipes.unlearn.statistics import Contrast, pooled, sampled
 from vision_sae.sae import SAE, SAEConfig
 
 pytest.importorskip("diffusers")
@@ -227,3 +228,54 @@ def test_a_gate_that_is_not_there(evidence: Evidence) -> None:
 def test_towards_a_concept_that_is_not_there(evidence: Evidence) -> None:
     with pytest.raises(UnknownName, match="no concept 'object:plain'"):
         plan_for(evidence, "object:a", Choice(towards="object:plain"))
+
+
+# ---- latents that are given, and rows to assign latents by
+
+
+def test_given_latents_are_edited_and_no_others(evidence: Evidence) -> None:
+    choice = Choice(mode="clamp", detectors=4, count=9)
+    (edit,) = plan_for(evidence, "object:a", choice, latents={SITE: [7, 3]}).edits
+    changed = edit.latents[(edit.strengths != 0).any(0)]
+    assert changed.tolist() == [3, 7] and len(edit.latents) <= 6  # and those of the gate
+
+
+@pytest.mark.parametrize(
+    ("latents", "told"),
+    [
+        ({OTHER_SITE: [1]}, f"given for {OTHER_SITE}; the evidence is of {SITE}"),
+        ({SITE: [1, S]}, rf"has latents 0 to {S - 1}; got \[{S}\]"),
+        ({SITE: []}, "got none"),
+    ],
+)
+def test_given_latents_must_be_there(evidence: Evidence, latents: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        plan_for(evidence, "object:a", latents=latents)
+
+
+def test_labelled_rows_are_tokens_of_the_prompts_that_ask() -> None:
+    """Of few rows, all that a site gives, whatever the batches."""
+    concepts, adapter = ["object:a", "style:y"], adapter_of()
+    all_tokens = next(sampled(adapter, [SITE], PROMPTS, 6))[1][SITE]
+    found = labelled_rows(adapter, [SITE], PROMPTS, concepts, per_step=10**6, batch_size=4)[SITE]
+    t = all_tokens.shape[2]
+    assert found.rows.shape == (len(PROMPTS) * STEPS * t, D)
+    for i, row in enumerate(PROMPTS):
+        part = slice(i * STEPS * t, (i + 1) * STEPS * t)
+        want = [float(row.labels["object"] == "a"), float(row.labels["style"] == "y")]
+        assert found.labels[part].unique(dim=0).tolist() == [want]
+        mine = found.rows[part].view(STEPS, t, D).sort(1).values  # drawn in a random order
+        torch.testing.assert_close(mine, all_tokens[i].sort(1).values, atol=1e-4, rtol=1e-3)
+    fewer = labelled_rows(adapter, [SITE], PROMPTS, concepts, per_step=2)[SITE]
+    assert len(fewer.rows) == len(PROMPTS) * STEPS * 2
+    with pytest.raises(ConfigError, match="per_step must be at least 1; got 0"):
+        labelled_rows(adapter, [SITE], PROMPTS, concepts, per_step=0)
+
+
+def test_batches_of_labelled_rows_come_round_evenly() -> None:
+    made = LabelledRows(torch.arange(10.0)[:, None], torch.arange(10.0)[:, None])
+    stream = made.batches(4, seed=1)
+    seen = [next(stream) for _ in range(5)]
+    assert all(torch.equal(rows, labels) for rows, labels in seen)
+    counts = torch.cat([rows for rows, _ in seen]).long().flatten().bincount()
+    assert counts.tolist() == [2] * 10
