@@ -68,6 +68,11 @@ def coverage(codes: Codes, task: Task, *, draws: int = 10, seed: int = 0) -> Cov
     return Coverage(latent, threshold, f1, drawn.mean(0))
 
 
+def train_f1(codes: Codes, task: Task) -> Float[Tensor, "s v"]:
+    """Each latent's F1 for each value on train, at its best threshold."""
+    return _best_f1(codes, task, _levels(codes, _largest(codes, task.train)))[0]
+
+
 def _largest(codes: Codes, of: Bool[Tensor, " n"]) -> Float[Tensor, " s"]:
     """Each latent's largest value over some rows."""
     values = codes.values.float() * of[codes.rows]

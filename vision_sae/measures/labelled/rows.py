@@ -1,54 +1,54 @@
-"""One vector and one code per image, in one pass over a store."""
+"""One vector and one code per image: what the measures with labels read."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vision_sae.errors import DataError
-from vision_sae.matching import check_match
-from vision_sae.model.hooks import inference
-from vision_sae.sae import SAE
+from vision_sae.measures.case import Case, Dictionary, Encoding
 from vision_sae.sparse.codes import Codes, Support
-from vision_sae.store import Store
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images as the measures with labels read them.
+    """Images, one row each.
 
-    x, x_hat, mean: means over an image's tokens, so that x_hat = mean @ W_dec + b_dec and probes
-    on x see what an edit of codes does. codes: the largest value of each latent over the tokens
-    (by magnitude), which says whether and how strongly it fires on the image.
+    x, x_hat, mean: means over an image's tokens, so that taking a latent's mean code off moves x by
+    that much of its atom. codes: the largest value of each latent over the tokens (by magnitude),
+    which says whether and how strongly it fires on the image.
     """
 
     x: Float[Tensor, "n d"]
-    x_hat: Float[Tensor, "n o"]
+    x_hat: Float[Tensor, "n d"]
     codes: Codes
     mean: Codes
+    W_dec: Float[Tensor, "s d"]
 
 
-@torch.no_grad()
-def image_rows(
-    sae: SAE, store: Store, *, tell: Callable[[int], None] = lambda images: None
-) -> ImageRows:
-    """Encode a store once. Raises MismatchError for another site, DataError for a transcoder."""
-    check_match(sae, store)
-    if sae.config.d_out is not None:
-        raise DataError("measures with labels read SAEs; this is a transcoder")
-    parts: list[tuple[Tensor, Tensor, Codes, Codes]] = []
-    with inference(sae):
-        for acts in store.in_order(256):
-            b, t, d = acts.shape
-            codes, x_hat = sae(acts.reshape(-1, d))
-            codes = codes.without_zeros()
-            pooled = x_hat.view(b, t, -1).mean(1)
-            parts.append((acts.mean(1), pooled, largest(codes, t), mean(codes, t)))
-            tell(b)
-    x, x_hat, most, means = zip(*parts, strict=True)
-    return ImageRows(torch.cat(x), torch.cat(x_hat), stacked(most), stacked(means))
+def image_rows(*parts: Encoding) -> ImageRows:
+    """The images of one or several samples, below each other."""
+    most, means = [], []
+    for part in parts:
+        codes, tokens = part.codes, part.sample.layout.tokens
+        most.append(largest(codes, tokens))
+        means.append(mean(codes, tokens))
+    return ImageRows(
+        torch.cat([part.sample.pooled for part in parts]),
+        torch.cat([part.pooled_hat for part in parts]),
+        Codes.joined(most),
+        Codes.joined(means),
+        atoms(parts[0].dictionary),
+    )
+
+
+def of_case(case: Case) -> ImageRows:
+    """The images to fit on, then those to test on."""
+    return image_rows(case.on_fit, case.on_test)
+
+
+def atoms(dictionary: Dictionary) -> Float[Tensor, "s d"]:
+    return dictionary.W_dec.detach().float()
 
 
 def largest(codes: Codes, tokens: int) -> Codes:
@@ -57,7 +57,8 @@ def largest(codes: Codes, tokens: int) -> Codes:
         return codes
     place, inverse = _places(codes, tokens)
     size = torch.zeros(len(place)).scatter_reduce(0, inverse, codes.values.abs().float(), "amax")
-    top = torch.zeros(len(place)).scatter_reduce(0, inverse, codes.values.float(), "amax")
+    top = torch.full((len(place),), -torch.inf)
+    top = top.scatter_reduce(0, inverse, codes.values.float(), "amax")
     return _at(torch.where(top == size, size, -size), place, codes, tokens)
 
 
@@ -80,17 +81,6 @@ def _at(values: Tensor, place: Tensor, codes: Codes, tokens: int) -> Codes:
     rows = place.div(codes.width, rounding_mode="floor")
     n, latent = len(codes) // tokens, place - rows * codes.width
     return Codes(values, Support.of_rows(rows, latent, n, codes.width))
-
-
-def stacked(parts: "tuple[Codes, ...] | list[Codes]") -> Codes:
-    """Codes below each other."""
-    first = [0]
-    for part in parts:
-        first.append(first[-1] + len(part))
-    rows = torch.cat([part.rows + start for part, start in zip(parts, first, strict=False)])
-    indices = torch.cat([part.indices for part in parts])
-    support = Support.of_rows(rows, indices, first[-1], parts[0].width)
-    return Codes(torch.cat([part.values for part in parts]), support)
 
 
 def columns(codes: Codes, latents: Int[Tensor, " k"]) -> Float[Tensor, "n k"]:

@@ -13,7 +13,6 @@ from vision_sae.errors import DataError, UnknownName
 from vision_sae.measures.factors import NOT_FACTORS, Labels, folds, labels_of
 
 AND = " & "  # joins the names of a conjunction
-ABSENT = "(none)"  # an image without a value of a factor
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,164 @@
+"""The measures with labels, of a Case: rows of the suite. What they share is computed once.
+
+Factors are those of `task.properties`: single values, of 20 images or more.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from vision_sae.errors import DataError
+from vision_sae.measures.case import Case, Sample
+from vision_sae.measures.labelled import infomec as info
+from vision_sae.measures.labelled import probing, readout
+from vision_sae.measures.labelled.control import control
+from vision_sae.measures.labelled.coverage import board, coverage
+from vision_sae.measures.labelled.rows import ImageRows, of_case
+from vision_sae.measures.labelled.task import Task, properties, task
+from vision_sae.measures.score import Score, Scores, scored, undefined
+
+EDITS = (1, 4)  # latents out and in
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of the images of a case (those to fit on, then those to test on)."""
+
+    about: Sequence[dict[str, Any]]
+    task: Task
+    reader: readout.Readout
+
+
+@lru_cache(maxsize=4)
+def known(fit: Sample, test: Sample, cross: tuple[tuple[str, str], ...] = ()) -> Known:
+    """The same for every SAE that is measured there. Raises DataError without usable factors."""
+    about = [*fit.about, *test.about]
+    if not about:
+        raise DataError("nothing is known of the images, so no factor can be looked for")
+    held_out = torch.arange(len(about)) >= fit.images
+    found = task(properties(about, cross=cross), held_out)
+    return Known(about, found, readout.readout(torch.cat([fit.pooled, test.pooled]), found))
+
+
+@lru_cache(maxsize=1)
+def rows_of(case: Case) -> ImageRows:
+    return of_case(case)
+
+
+def factor_coverage(case: Case) -> Scores:
+    """coverage, coverage_random, board: see coverage.py. n: factor values."""
+    return coverage_scores(rows_of(case), known(case.fit, case.test).task)
+
+
+def coverage_scores(rows: ImageRows, values: Task) -> Scores:
+    found, whole = coverage(rows.codes, values), board(rows.codes, values)
+    n = len(values.names)
+    return {
+        "coverage": scored(found.coverage, found.reason, n=n),
+        "coverage_random": scored(found.control, found.reason, n=n),
+        "board": scored(whole.f1, whole.reason, n=n),
+    }
+
+
+def sparse_probes(case: Case) -> Scores:
+    """probe_1, probe_2, probe_5: F1 of a probe on so many latents; see probing.py.
+
+    probe_1_random: on a latent at random. n: factor values.
+    """
+    return sparse_scores(rows_of(case), known(case.fit, case.test).task)
+
+
+def sparse_scores(rows: ImageRows, values: Task) -> Scores:
+    out: Scores = {}
+    for k in probing.KS:
+        found = probing.sparse_probe(rows.codes, values, k)
+        means, n = found.means(), len(values.names)
+        out[f"probe_{k}"] = scored(means["f1"], found.reason, n=n)
+        if k == 1:
+            out["probe_1_random"] = scored(means["random f1"], found.reason, n=n)
+    return out
+
+
+def dense_probes(case: Case) -> Scores:
+    """probe_codes, probe_x_hat, probe_x: F1 of a probe on all latents, on the reconstruction, on x.
+
+    probe_x is the ceiling, the same for every SAE of a site. n: factor values.
+    """
+    given = known(case.fit, case.test)
+    return dense_scores(rows_of(case), given.task) | {
+        "probe_x": ceiling_score(given, torch.cat([case.fit.pooled, case.test.pooled]))
+    }
+
+
+def dense_scores(rows: ImageRows, values: Task) -> Scores:
+    n = len(values.names)
+    none = "" if bool(rows.codes.active.any()) else "no latent fires"
+    codes = math.nan if none else probing.probe(rows.codes, values).means()["f1"]
+    return {
+        "probe_codes": scored(codes, none, n=n),
+        "probe_x_hat": Score(probing.probe(rows.x_hat, values).means()["f1"], n=n),
+    }
+
+
+def ceiling_score(given: Known, x: torch.Tensor) -> Score:
+    found = probing.probed(given.reader.probe(x), given.task)
+    return Score(found.means()["f1"], n=len(given.task.names))
+
+
+def supervised_axes(case: Case) -> Scores:
+    """sufficiency, necessity (readout.py); control_1, control_4, control_random, control_kept.
+
+    Control is the mean over factors of which pairs differ in that factor alone (control.py). n:
+    factors, of control the pairs.
+    """
+    return axes_scores(rows_of(case), known(case.fit, case.test))
+
+
+def axes_scores(rows: ImageRows, given: Known) -> Scores:
+    found = readout.approximation(rows.x, rows.x_hat, given.reader)
+    n = len(given.reader.factors)
+    return {
+        "sufficiency": scored(found.sufficiency, found.reason, n=n),
+        "necessity": scored(found.necessity, found.reason, n=n),
+    } | control_scores(rows, given)
+
+
+def control_scores(rows: ImageRows, given: Known) -> Scores:
+    out: Scores = {}
+    for edits in EDITS:
+        all_ = [control(rows, given.reader, given.about, f, edits) for f in given.reader.factors]
+        found = [one for one in all_ if not one.reason]
+        pairs = sum(one.pairs for one in found)
+        names = {f"control_{edits}": "aware"}
+        if edits == 1:
+            names |= {
+                "control_random": "random", "control_kept": "kept", "control_ceiling": "ceiling"
+            }  # fmt: skip
+        for name, field in names.items():
+            values = [getattr(one, field) for one in found]
+            why = "no factor has 10 pairs of test images that differ in it alone"
+            out[name] = Score(sum(values) / len(values), n=pairs) if values else undefined(why)
+    return out
+
+
+def infomec(case: Case) -> Scores:
+    """modularity, explicitness, compactness of the 50 latents that know most, modularity_all.
+
+    See infomec.py. n: images; of modularity_all: latents.
+    """
+    return infomec_scores(rows_of(case), known(case.fit, case.test).task)
+
+
+def infomec_scores(rows: ImageRows, values: Task) -> Scores:
+    found = info.infomec(rows.codes, values)
+    every = info.modularity(rows.codes, values)
+    why = found.reason or "not defined"
+    scores = {
+        name: scored(getattr(found, name), why, n=found.n)
+        for name in ("modularity", "explicitness", "compactness")
+    }
+    return scores | {"modularity_all": scored(every.value, every.reason, n=every.latents)}
