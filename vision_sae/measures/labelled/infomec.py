@@ -100,7 +100,7 @@ def _table(codes: Codes, task: Task, m: int | None, seed: int) -> _Table:
     why = "no latent fires" if not len(alive) else ""
     why = why or (f"2 factors are needed, there are {len(sources)}" if len(sources) < 2 else "")
     if why:
-        return _Table(torch.zeros(0, 0), alive, sources, left_out, why)
+        return _Table(torch.zeros(0, len(alive)), alive, sources, left_out, why)
     nmi = torch.stack([_nmi(codes, s, seed)[alive] for s in sources.values()])
     chosen = nmi.amax(0).argsort(descending=True, stable=True)[: m or len(alive)]
     return _Table(nmi[:, chosen].float(), alive[chosen], sources, left_out)
