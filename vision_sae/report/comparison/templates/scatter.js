@@ -39,6 +39,24 @@ function mark(point, x, y, size = 5) {
   return svg("path", { ...look, d });
 }
 
+// The SAEs of a family as a line, one point for each of its settings.
+function familyLines(points, sx, sy) {
+  const groups = new Map();
+  for (const point of points.filter((p) => p.entry.kind === "sae")) {
+    const settings = groups.get(point.entry.family) || new Map();
+    const some = settings.get(point.entry.group) || [];
+    settings.set(point.entry.group, [...some, point]);
+    groups.set(point.entry.family, settings);
+  }
+  const mean = (some, of) => some.reduce((sum, p) => sum + p[of], 0) / some.length;
+  return [...groups].map(([family, settings]) => {
+    const means = [...settings.values()].map((some) => [mean(some, "x"), mean(some, "y")]);
+    means.sort((a, b) => a[0] - b[0]);
+    const d = "M" + means.map(([x, y]) => `${sx(x).toFixed(1)} ${sy(y).toFixed(1)}`).join("L");
+    return svg("path", { class: "family", d, stroke: colourOf(family) });
+  });
+}
+
 // What a plot draws: the rows in which both scores have a value.
 function pointsOf(rows, nameX, nameY) {
   return rows
@@ -58,6 +76,7 @@ function scatter(host, width, rows, nameX, nameY) {
   const edge = front(points, betterOf(nameX), betterOf(nameY));
   const path = edge.map((p) => `${sx(p.x).toFixed(1)} ${sy(p.y).toFixed(1)}`).join("L");
   if (edge.length > 1) root.append(svg("path", { class: "front", d: `M${path}` }));
+  root.append(...familyLines(points, sx, sy));
   for (const point of points) {
     const shape = mark(point, sx(point.x), sy(point.y));
     shape.addEventListener("pointermove", (event) => {

@@ -48,7 +48,7 @@ function cell(row, name, best) {
 function bestOf(rows, name) {
   const values = rows.map((row) => valueOf(row, name)).filter((value) => value !== null);
   const better = betterOf(name);
-  if (better === "neither" || values.length < 2) return null;
+  if (better === "neither" || values.length < 2 || name === "l0" || name === "zeros") return null;
   return better === "higher" ? Math.max(...values) : Math.min(...values);
 }
 
