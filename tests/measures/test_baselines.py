@@ -122,6 +122,28 @@ def test_baselines_that_cannot_be(name: str, error: type[Exception], message: st
         baselines.fit(name, drawn(20, 4))
 
 
+def test_the_supervised_dictionary_says_the_labels_of_other_rows() -> None:
+    about = [{"colour": "rgb"[i % 3], "shade": "dark" if i % 2 else "light"} for i in range(120)]
+    atoms = drawn(5, 6) * 3
+    hot = torch.tensor(
+        [[i % 3 == 2, i % 3 == 1, i % 3 == 0, i % 2 == 1, i % 2 == 0] for i in range(120)]
+    ).float()
+    rows = hot @ atoms + 0.1 * drawn(120, 6, seed=4) + 1
+    found = baselines.fit("supervised", rows[:90], about=about[:90])
+    assert found.names == [  # type: ignore[attr-defined]
+        ("colour", "b"), ("colour", "g"), ("colour", "r"), ("shade", "dark"), ("shade", "light"),
+    ]  # fmt: skip
+    assert float((found.encode(rows[90:]).to_dense() == hot[90:]).float().mean()) > 0.95
+    assert reconstruction(case_of(rows[90:], found))["fvu"].value < 0.1
+
+
+def test_the_supervised_dictionary_needs_labels_of_each_row() -> None:
+    with pytest.raises(DataError, match="one row per image; got 20 rows of 0 images"):
+        baselines.fit("supervised", drawn(20, 4))
+    with pytest.raises(ConfigError, match="drop the k"):
+        baselines.fit("supervised:4", drawn(20, 4))
+
+
 def test_constant_rows_are_refused() -> None:
     with pytest.raises(DataError, match="fitted to rows that differ; got 5"):
         baselines.fit("pca", torch.ones(5, 3))

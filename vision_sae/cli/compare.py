@@ -45,7 +45,7 @@ def run(
         str,
         typer.Option(
             help="Fitted to --acts and measured alike: neurons, pca, ica, nmf, semi-nmf, kmeans, "
-            "random. pca:16 keeps the 16 largest codes of each row.",
+            "random, supervised. pca:16 keeps the 16 largest codes of each row.",
             rich_help_panel="What to measure",
         ),
     ] = "",

@@ -128,7 +128,7 @@ def _baseline(spec: str, fit: Sample, latents: int, seed: int, fitted_on: str) -
         latents=None,
         digest=digest("baseline", spec, str(latents), str(seed), fitted_on),
         group=digest("baseline", spec),
-        open=lambda: baselines.fit(spec, fit.rows, latents=latents, seed=seed),
+        open=lambda: baselines.fit(spec, fit.rows, latents=latents, seed=seed, about=fit.about),
     )
 
 

@@ -3,8 +3,8 @@
 `fit("pca:16", rows)` is PCA of which each row keeps its 16 largest coefficients.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +13,7 @@ from vision_sae.errors import ConfigError, DataError, UnknownName
 from vision_sae.measures.baselines.clusters import kmeans
 from vision_sae.measures.baselines.linear import ica, neurons, pca, random
 from vision_sae.measures.baselines.nonnegative import nmf, semi_nmf
+from vision_sae.measures.baselines.supervised import supervised
 from vision_sae.measures.case import Dictionary
 
 Fit = Callable[..., Dictionary]  # (rows, k, latents, seed)
@@ -25,6 +26,8 @@ BASELINES: dict[str, Fit] = {
     "kmeans": kmeans,
     "random": random,
 }
+SUPERVISED = "supervised"  # the one that is fitted to labels, too
+NAMES = (*BASELINES, SUPERVISED)
 
 
 class Wanted(NamedTuple):
@@ -37,8 +40,8 @@ class Wanted(NamedTuple):
 def parse(text: str) -> Wanted:
     """`pca` or `pca:16`. Raises UnknownName, ConfigError for a k that is no positive number."""
     name, colon, k = text.strip().partition(":")
-    if name not in BASELINES:
-        raise UnknownName("baseline", name, BASELINES)
+    if name not in NAMES:
+        raise UnknownName("baseline", name, NAMES)
     if not colon:
         return Wanted(name, None)
     if not k.isdecimal() or int(k) < 1:
@@ -47,15 +50,23 @@ def parse(text: str) -> Wanted:
 
 
 def fit(
-    text: str, rows: Float[Tensor, "n d"], *, latents: int | None = None, seed: int = 0
+    text: str,
+    rows: Float[Tensor, "n d"],
+    *,
+    latents: int | None = None,
+    seed: int = 0,
+    about: Sequence[dict[str, Any]] = (),
 ) -> Dictionary:
     """Fit a baseline; `latents` (4 d by default) is the width of those that have a choice.
 
-    Raises UnknownName, ConfigError; DataError for no rows or constant ones; MissingExtra without
+    `about` is what is known of the image of each row, which only `supervised` reads. Raises
+    UnknownName, ConfigError; DataError for no rows or constant ones; MissingExtra without
     scikit-learn.
     """
     wanted = parse(text)
     if len(rows) < 2 or not bool((rows != rows[0]).any()):
         raise DataError(f"a baseline is fitted to rows that differ; got {len(rows)}")
+    if wanted.name == SUPERVISED:
+        return supervised(rows.float(), about, k=wanted.k)
     width = latents or 4 * rows.shape[1]
     return BASELINES[wanted.name](rows.float(), k=wanted.k, latents=width, seed=seed)
