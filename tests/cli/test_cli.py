@@ -88,7 +88,7 @@ def test_extract_names_skipped_images(fine: Fine, tmp_path: Path) -> None:
 def test_sites_lists_what_can_be_read(fine: Fine, made: Path) -> None:
     about = ("sites", "--model", "toy", "--data", made / "images")
     tree = fine(*about).stdout
-    assert re.search(r"── blocks\n│   ├── 0  tokens 17 x 24, 4 x 4 patches\n", tree)
+    assert re.search(r"── blocks\n│   ├── 0  tokens 17 x 24, 1 class token, 4 x 4 patches\n", tree)
     assert "└── head  vector 1 x 12" in tree
     found = json.loads(fine(*about, "--json").stdout)
     assert found["blocks.1"]["width"] == 24 and found["blocks.1"]["grid"] == [4, 4]

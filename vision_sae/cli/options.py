@@ -39,13 +39,18 @@ BufferRows = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of a table.")]
 Model = Annotated[
-    str, typer.Option(help="emoji-clip, open_clip:NAME/WEIGHTS, timm:NAME, toy, or a plugin's.")
+    str,
+    typer.Option(
+        help="emoji-clip, open_clip:NAME/WEIGHTS, timm:NAME, transformers:FOLDER, "
+        "'diffusers:FOLDER?steps=50', toy, ...; an unknown one lists them."
+    ),
 ]
 Data = Annotated[
     str,
     typer.Option(
-        help="emoji-canvas[:SPLIT], a folder of images, a class-per-folder tree, or "
-        "WebDataset shards (shards/{000..009}.tar)."
+        help="emoji-canvas[:SPLIT], a folder of images, a class-per-folder tree, "
+        "WebDataset shards ('shards/{000..009}.tar'), torchvision:NAME, hf:PATH, or for models "
+        "that read texts prompts.txt or .csv."
     ),
 ]
 Sae = Annotated[

@@ -98,8 +98,14 @@ def _leads(path: str, sites: Iterable[str]) -> bool:
 
 
 def _laid_out(site: Site) -> str:
-    grid = f", {site.grid[0]} x {site.grid[1]} patches" if site.grid else ""
-    return f"{site.layout} {site.tokens} x {site.width}{grid}"
+    parts = [f"{site.layout} {site.tokens} x {site.width}"]
+    for count, what in (
+        (site.prefix - site.registers, "class token"),
+        (site.registers, "register"),
+    ):
+        parts += [f"{count} {what}{'s' if count > 1 else ''}"] if count else []
+    parts += [f"{site.grid[0]} x {site.grid[1]} patches"] if site.grid else []
+    return ", ".join(parts)
 
 
 class Training(NamedTuple):

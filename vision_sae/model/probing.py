@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ def probe_site(adapter: Adapter, site: str, example: Any) -> Site:
 
 def probe_sites(adapter: Adapter, sites: Sequence[str], example: Any) -> dict[str, Site]:
     """Several sites in one go; see `probe_site`."""
-    two, three = (_shapes(adapter, sites, example, b) for b in (2, 3))
+    two, three = _without_numbers(adapter, lambda some: _shapes(some, sites, example))
     for site in sites:
         if site not in two:
             raise DataError(f"site {site!r} of {adapter.name} never ran in the forward pass")
@@ -42,7 +42,7 @@ def probe_sites(adapter: Adapter, sites: Sequence[str], example: Any) -> dict[st
 def all_sites(adapter: Adapter, example: Any) -> dict[str, Site]:
     """Every module whose output is a site, in the model's order."""
     modules = [name for name, _ in plain(adapter.model).named_modules() if name]
-    two, three = (_outputs(adapter, modules, example, b) for b in (2, 3))
+    two, three = _without_numbers(adapter, lambda some: _outputs(some, example))
     found = {}
     for name in modules:
         if name in two and name in three:
@@ -60,32 +60,31 @@ def _site(adapter: Adapter, name: str, two: Shape, three: Shape) -> Site:
     return replace(site, grid=None) if words else site
 
 
-def _shapes(adapter: Adapter, sites: Sequence[str], example: Any, b: int) -> dict[str, Shape]:
-    def run(some: Adapter) -> dict[str, Shape]:
-        with inference(some.model), capture(some.model, sites, stop_early=True) as captured:
-            some.probe(on_device(some, repeated(example, b)))
-        return {site: tuple(tensor.shape) for site, tensor in captured.items()}
+def _shapes(adapter: Adapter, sites: Sequence[str], example: Any) -> list[dict[str, Shape]]:
+    """Of batches of two and three."""
+    found = []
+    for b in (2, 3):
+        with inference(adapter.model), capture(adapter.model, sites, stop_early=True) as captured:
+            adapter.probe(on_device(adapter, repeated(example, b)))
+        found.append({site: tuple(tensor.shape) for site, tensor in captured.items()})
+    return found
 
-    return _without_numbers(adapter, run)
 
-
-def _outputs(adapter: Adapter, modules: Sequence[str], example: Any, b: int) -> dict[str, Shape]:
-    def run(some: Adapter) -> dict[str, Shape]:
-        shapes: dict[str, Shape] = {}
+def _outputs(adapter: Adapter, example: Any) -> list[dict[str, Shape]]:
+    found: list[dict[str, Shape]] = [{}, {}]
+    for shapes, b in zip(found, (2, 3), strict=True):
         handles = [
             module.register_forward_hook(_shape_noted(name, shapes))
-            for name, module in plain(some.model).named_modules()
+            for name, module in plain(adapter.model).named_modules()
             if name
         ]
         try:
-            with inference(some.model):
-                some.probe(on_device(some, repeated(example, b)))
+            with inference(adapter.model):
+                adapter.probe(on_device(adapter, repeated(example, b)))
         finally:
             for handle in handles:
                 handle.remove()
-        return shapes
-
-    return _without_numbers(adapter, run)
+    return found
 
 
 def _shape_noted(name: str, shapes: dict[str, Shape]) -> Any:
@@ -96,17 +95,18 @@ def _shape_noted(name: str, shapes: dict[str, Shape]) -> Any:
     return hook
 
 
-def _without_numbers(adapter: Adapter, run: Any) -> dict[str, Shape]:
-    """`run` on a copy of the adapter whose weights have no numbers, or on the adapter itself."""
+def _without_numbers(
+    adapter: Adapter, look: Callable[[Adapter], list[dict[str, Shape]]]
+) -> list[dict[str, Shape]]:
+    """`look` at a copy of the adapter whose weights have no numbers, or at the adapter itself."""
     try:
         with _fake(adapter) as empty:
-            found: dict[str, Shape] = run(empty)
+            return look(empty)
     except VisionSAEError:
         raise
     except Exception as error:  # whatever a model does that needs numbers
         log.debug("%s is probed for real: %s", adapter.name, error)
-        found = run(adapter)
-    return found
+        return look(adapter)
 
 
 @contextmanager
