@@ -146,7 +146,7 @@ def test_training_from_the_stream_is_as_good_as_from_a_store(images: Path, tmp_p
     for source in (Store(tmp_path / "acts"), stream_of(images, buffer_rows=12 * T, batch_size=12)):
         sae = train(SAE(SAEConfig.of(24, 48, k=4), seed=1), source, config)
         found.append(evaluate(sae, [rows]).fvu)
-    assert found[0] < 0.2 and found[1] == pytest.approx(found[0], rel=0.25)
+    assert max(found) < 0.01  # 0.0005 and 0.001; before training 1
 
 
 def test_training_resumes_exactly(images: Path, tmp_path: Path) -> None:

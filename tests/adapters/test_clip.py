@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision_sae.adapters import clip, clip_text
 from vision_sae.adapters.toy import to_input

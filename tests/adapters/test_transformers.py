@@ -52,8 +52,9 @@ def test_patches_are_told_from_the_tokens_before_them(kind: str, tmp_path: Path)
     site = block(adapter, path)
     batch = adapter.prepare(pictures(2))
     example = adapter.prepare(pictures(1))
+    registers = getattr(adapter.model.config, "num_register_tokens", 0)
     assert probe_site(adapter, site, example) == Site(
-        site, "tokens", 32, prefix + 16, prefix, (4, 4)
+        site, "tokens", 32, prefix + 16, prefix, (4, 4), registers=registers
     )
     found = probe_site(adapter, site, example)
     hidden = _hidden_states(adapter, batch)
@@ -73,7 +74,8 @@ def test_the_prefix_is_what_the_config_says(kind: str) -> None:
     model = tiny.model(kind)
     registers = getattr(model.config, "num_register_tokens", 0)
     count = 0 if "SigLIP" in kind else 1 + registers
-    assert wrap(model, tiny.processor(kind), name="mine").prefix_tokens == count
+    adapter = wrap(model, tiny.processor(kind), name="mine")
+    assert (adapter.prefix_tokens, adapter.registers) == (count, registers)
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])

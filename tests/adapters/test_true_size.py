@@ -21,8 +21,9 @@ def images(side: int, b: int = 2) -> Tensor:
     return torch.randn(b, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def tokens(name: str, width: int, side: int, prefix: int) -> Site:
-    return Site(name, "tokens", width, prefix + side * side, prefix, (side, side))
+def tokens(name: str, width: int, side: int, prefix: int, registers: int = 0) -> Site:
+    count = prefix + side * side
+    return Site(name, "tokens", width, count, prefix, (side, side), registers=registers)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,12 @@ def tokens(name: str, width: int, side: int, prefix: int) -> Site:
         (
             "timm:vit_small_patch14_reg4_dinov2/random?img_size=224",
             224,
-            tokens("blocks.11", 384, 16, 5),
+            tokens("blocks.11", 384, 16, 5, registers=4),
+        ),
+        (
+            "timm:vit_medium_patch16_reg4_gap_256/random",
+            256,
+            tokens("blocks.11", 512, 16, 4, registers=4),
         ),
         ("timm:vit_medium_patch16_gap_256/random", 256, tokens("blocks.11", 512, 16, 0)),
         ("timm:vit_base_patch16_siglip_224/random", 224, tokens("blocks.11", 768, 14, 0)),
@@ -77,7 +83,7 @@ def test_timm_says_the_same_of_its_tokens(name: str, registers: int) -> None:
         [(patches, prefix)] = model.get_intermediate_layers(
             images(224), n=1, return_prefix_tokens=True, norm=False
         )
-    assert prefix.shape == (2, 1 + registers, 384)
+    assert prefix.shape == (2, 1 + registers, 384) and adapter.registers == registers
     assert torch.equal(found, torch.cat([prefix, patches], 1))
     assert torch.equal(found[:, 0], prefix[:, 0])
 
@@ -95,7 +101,8 @@ def test_transformers_says_the_same_of_its_tokens(registers: int) -> None:
     found = _last(adapter, "encoder.layer.11", 224)
     with inference(model):
         said = model(images(224), output_hidden_states=True)
-    assert adapter.prefix_tokens == 1 + registers and found.shape == (2, 257 + registers, 384)
+    assert (adapter.prefix_tokens, adapter.registers) == (1 + registers, registers)
+    assert found.shape == (2, 257 + registers, 384)
     assert torch.equal(found, said.hidden_states[12])
     assert torch.equal(model.layernorm(found)[:, 0].detach(), said.pooler_output)
 

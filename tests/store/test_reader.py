@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vision_sae.errors import DataError, StoreError, UnknownName
-from vision_sae.provenance import Provenance
+from vision_sae.provenance import Half, Provenance
 from vision_sae.store import MemoryStore, Row, Store, StoreIndex, StoreWriter, mapped
 from vision_sae.store.index import DTYPES
 from vision_sae.store.order import shuffled
@@ -207,6 +207,18 @@ def test_a_step_s_view_says_what_it_is_and_the_store_stays_whole(steps: Store) -
     row = view.sample(1)[0, 0].long()
     image, token = divmod(int(row) - 2 * TOKENS, SLOTS * TOKENS)
     assert f"image {image} 'k{image}', token {token})" in view.locate(1, 0, 0, 0)
+
+
+def test_a_half_of_a_step(steps: Store) -> None:
+    whole = torch.cat(list(steps.in_order())).view(IMAGES, len(STEPS), 2, TOKENS, WIDTH)
+    for i, half in enumerate(get_args(Half)[:2]):
+        view = steps.at(500, half)
+        assert torch.equal(view.acts(range(IMAGES)), whole[:, 1, i])
+        where = view.index.provenance
+        assert (where.timesteps, where.half, view.rows) == ((500,), half, IMAGES * TOKENS)
+        assert torch.equal(view.at(500).take([4]), view.take([4]))
+    with pytest.raises(DataError, match="no half 'uncond' in .*, which holds 'cond'"):
+        steps.at(500, "cond").at(500, "uncond")
 
 
 def test_a_step_that_was_not_kept_is_refused(store: Store, steps: Store) -> None:

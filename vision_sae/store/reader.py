@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vision_sae.errors import DataError, StoreError, UnknownName
+from vision_sae.provenance import Half
 from vision_sae.store.index import (
     INDEX,
     Sidecar,
@@ -76,15 +77,24 @@ class Store:
             raise UnknownName("site", site, sites)
         return cls(sites[site], allow_partial=allow_partial, verify=verify)
 
-    def at(self, timestep: int) -> "Store":
-        """The rows of one denoising step. Raises DataError for a step that was not kept."""
-        steps = self.index.provenance.timesteps
+    def at(self, timestep: int, half: Half | None = None) -> "Store":
+        """The rows of one denoising step; of a guided one with both halves, those of `half`.
+
+        Raises DataError for a step or a half that was not kept.
+        """
+        steps, held = self.index.provenance.timesteps, self.index.provenance.half
+        if half not in (None, held) and held != "both":
+            raise DataError(f"no half {half!r} in {self.folder}, which holds {held!r}")
         if timestep not in steps:
             kept = f"which holds {', '.join(map(str, steps))}" if steps else "which holds no steps"
             raise DataError(f"no timestep {timestep} in {self.folder}, {kept}")
         size = self.index.tokens_per_image // len(steps)
         first = self._tokens.start + steps.index(timestep) * size
-        provenance = self.index.provenance.model_copy(update={"timesteps": (timestep,)})
+        if held == "both" and half in ("cond", "uncond"):  # as a StepAdapter lays its slots out
+            size, held = size // 2, half
+            first += size * (half == "uncond")
+        known = {"timesteps": (timestep,), "half": held}
+        provenance = self.index.provenance.model_copy(update=known)
         view = copy.copy(self)
         view.index = self.index.model_copy(
             update={"provenance": provenance, "tokens_per_image": size}
