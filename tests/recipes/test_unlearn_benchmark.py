@@ -25,7 +25,7 @@ from vision_sae.model.hooks import edit
 from vision_sae.recipes.unlearn.benchmark import adversary, tables, text, write_page
 from vision_sae.recipes.unlearn.benchmark.draw import Plain, draw_asks
 from vision_sae.recipes.unlearn.benchmark.run import Counts, Plans, nested, run
-from vision_sae.recipes.unlearn.benchmark.tables import markdown
+from vision_sae.recipes.unlearn.benchmark.tables import markdown, took
 from vision_sae.recipes.unlearn.benchmark.world import Ask, World
 from vision_sae.recipes.unlearn.draw import draw, unit
 
@@ -316,6 +316,9 @@ def test_a_run_measures_resumes_and_reports(world: World, tmp_path: Path) -> Non
 def _check_reports(cells: Any, folder: Path) -> None:
     shown, marked = text(cells), markdown(cells)
     assert "Objects, in %" in shown and "± 0.0" in shown  # two seeds of one method
+    minutes = sum(cell["cpu_seconds"] for cell in cells) / 60
+    assert took(cells).endswith(f"{minutes:.1f} of CPU") and minutes > 0
+    assert "of objects' targets, %" in marked and "of styles' targets, %" in marked
     assert "### Attacks" in marked and "| cut |" in marked and "nan" not in shown
     assert {t.title for t in tables(cells)} >= {"What stays", "Styles, in %"}
     page = write_page(cells, folder).read_text()

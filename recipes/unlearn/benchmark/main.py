@@ -11,7 +11,7 @@ from vision_sae.recipes.unlearn.benchmark.adversary import Attack
 from vision_sae.recipes.unlearn.benchmark.page import write_page
 from vision_sae.recipes.unlearn.benchmark.run import QUICK, Cell, Counts, Plans, Tell, run
 from vision_sae.recipes.unlearn.benchmark.saes import forget_activations, saes_of
-from vision_sae.recipes.unlearn.benchmark.tables import markdown
+from vision_sae.recipes.unlearn.benchmark.tables import markdown, took
 from vision_sae.recipes.unlearn.benchmark.world import emoji_world
 from vision_sae.recipes.unlearn.methods import ATTACKED, all_methods, limits
 from vision_sae.recipes.unlearn.removal import Method
@@ -50,6 +50,7 @@ def evaluate(
     forget_activations(out / "saes")
     write_bytes(out / "results.md", markdown(cells).encode())
     write_page(cells, out)
+    tell(took(cells))
     return cells
 
 

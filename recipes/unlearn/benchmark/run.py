@@ -176,11 +176,12 @@ class Bench:
             found: Cell = json.loads(file.read_text())
             self._check(found, concepts, file)
         else:
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             method, _, seed = name.partition("@")
             found = {"kind": kind, "name": name, "method": method, "seed": seed or None}
             found |= {"concepts": list(concepts), "settings": self.settings} | measure()
             found["seconds"] = time.perf_counter() - started
+            found["cpu_seconds"] = time.process_time() - used  # what a busy machine does not change
             write_json(file, found)
             self.tell(f"{kind} {name} {_set_name(concepts)}: {found['seconds']:.1f} s")
         self.cells.append(found)

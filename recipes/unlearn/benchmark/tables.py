@@ -56,7 +56,10 @@ TABLES: Mapping[str, Sequence[Column]] = {
         Column("layer distance", "one", "quality", "layer_distance", percent=False),
         Column("unchanged pixels, %", "one", "quality", "unchanged"),
         Column("artefacts, %", "one", "quality", "artefacts"),
-        Column("of targets, %", "one", "quality", "artefacts_targets"),
+        *(
+            Column(f"of {f}s' targets, %", "one", "quality", "artefacts_targets", f)
+            for f in ("object", "style")
+        ),
         Column("time per picture, ratio", "overhead", "scores", "ratio", percent=False),
     ],
     "Attacks: pictures read as the concept, in %": [
@@ -171,6 +174,12 @@ def text(cells: Sequence[Cell]) -> str:
 def markdown(cells: Sequence[Cell]) -> str:
     made = tables(cells)
     return "\n\n".join(f"### {table.title}\n\n{table.markdown()}" for table in made) + "\n"
+
+
+def took(cells: Sequence[Cell]) -> str:
+    """How long all cells took together, those of earlier runs too."""
+    wall, cpu = (sum(c.get(key, 0.0) for c in cells) / 60 for key in ("seconds", "cpu_seconds"))
+    return f"{len(cells)} cells took {wall:.1f} minutes, {cpu:.1f} of CPU"
 
 
 def without_sheets(cells: Sequence[Cell]) -> list[dict[str, Any]]:
