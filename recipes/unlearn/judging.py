@@ -69,7 +69,7 @@ class ZeroShot:
     def __call__(self, pictures: Float[Tensor, "n 3 h w"]) -> dict[str, Float[Tensor, "n v"]]:
         image = require("PIL.Image", "data").fromarray
         pixels = (pictures.clamp(0, 1) * 255).round().byte().movedim(1, 3).cpu().numpy()
-        prepared = self.adapter.prepare([image(one) for one in pixels])  # type: ignore[attr-defined]
+        prepared = self.adapter.prepare([image(one) for one in pixels])
         embedded = self.adapter.embed_images(prepared).float().cpu()
         return {factor: embedded @ looks.T for factor, looks in self.looks.items()}
 
