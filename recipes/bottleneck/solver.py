@@ -171,6 +171,12 @@ def solve_path(
         tell(1)
 
 
+def gap_of(problem: Problem, W: Array, b: Array, strength: float) -> float:
+    """The relative duality gap of any dense weights [c s], say another solver's."""
+    null = _State.of(problem).value
+    return duality_gap(problem, _State.of(problem, W, b), strength) / null
+
+
 def solve_support(problem: Problem, solution: Solution, ridge: float = 0.01) -> tuple[Any, Array]:
     """Weights on a solution's support alone, with an l2 penalty of `ridge` times its strength in
     place of the elastic net, and the intercept."""
