@@ -14,7 +14,7 @@ from vision_sae.recipes.bottleneck import measures
 from vision_sae.recipes.bottleneck.concepts import Concepts, Pool, readers
 from vision_sae.recipes.bottleneck.estimator import Bottleneck
 from vision_sae.recipes.bottleneck.explain import Explanation
-from vision_sae.recipes.bottleneck.files import DESCRIPTION, load, save
+from vision_sae.recipes.bottleneck.files import DESCRIPTION, save
 from vision_sae.recipes.bottleneck.inputs import (
     Rows,
     changes_of,
@@ -23,6 +23,7 @@ from vision_sae.recipes.bottleneck.inputs import (
     concepts_of,
     images_named,
     model_of,
+    opened,
     readers_of,
     right_of,
 )
@@ -97,7 +98,7 @@ def _tell_fit(cbm: Bottleneck, out: Path, as_json: bool) -> None:
 
 
 def predict(folder: Path, rows: Rows, saes: list[Path], as_json: bool) -> None:
-    cbm = load(folder)
+    cbm = opened(folder)
     found = concepts_of(cbm, rows, saes)
     p, said = cbm.predict_proba(found), cbm.predict(found)
     best = p.max(1).tolist()
@@ -120,7 +121,7 @@ def evaluate(
     folder: Path, rows: Rows, saes: list[Path], labels: str | None, groups: Sequence[str],
     as_json: bool,
 ) -> None:  # fmt: skip
-    cbm = load(folder)
+    cbm = opened(folder)
     found = concepts_of(cbm, rows, saes)
     y = read_labels(labels or cbm.about_.get("labels", "label"), found.keys, found.about)
     numbers = measured(cbm, found, y, groups)
@@ -172,7 +173,7 @@ class Question(NamedTuple):
 
 
 def explain(folder: Path, rows: Rows, saes: list[Path], asked: Question, as_json: bool) -> None:
-    cbm, changes = load(folder), changes_of(asked.sets, asked.scales)
+    cbm, changes = opened(folder), changes_of(asked.sets, asked.scales)
     for name in changes:  # refused before anything is computed
         cbm.find(name)
     found = images_named(concepts_of(cbm, rows, saes), asked.keys)
@@ -230,7 +231,7 @@ def edit(
     overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     claim_free(out, overwrite)
-    cbm = load(folder)
+    cbm = opened(folder)
     if not (asked.without or asked.only or asked.like or asked.spurious):
         raise ConfigError("say what to change: --without, --only, --like or --spurious")
     other, found, y = cbm, None, None
@@ -266,7 +267,7 @@ def page(
     overwrite: bool,
 ) -> None:  # fmt: skip
     claim_folder(out, "index.html", overwrite=overwrite)
-    cbm = load(folder)
+    cbm = opened(folder)
     if rows.data is None:
         raise ConfigError("which images shall the page show? name them by --data")
     found = concepts_of(cbm, rows, saes)

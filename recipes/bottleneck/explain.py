@@ -8,6 +8,7 @@ import numpy as np
 
 from vision_sae.errors import UnknownName
 from vision_sae.recipes.bottleneck.head import Head, Share, reaching
+from vision_sae.recipes.bottleneck.solver import Array
 
 SHARES = (0.9, 0.95, 0.99)
 
@@ -62,39 +63,54 @@ def explain_rows(
     best = p.argmax(1)
     classes = best if of is None else np.full(len(p), class_number(head, of))
     other = None if against is None else class_number(head, against)
+    terms = _Terms(head, names)
     return [
-        _one(head, X[[i]], keys[i], names, int(best[i]), float(p[i, best[i]]), int(c), other)
+        terms.explained(X[[i]], keys[i], int(best[i]), float(p[i, best[i]]), int(c), other)
         for i, c in enumerate(classes)
     ]
 
 
-def _one(
-    head: Head, row: Any, key: str, names: dict[int, str], best: int, p: float, c: int,
-    other: int | None,
-) -> Explanation:  # fmt: skip
-    sign = {c: 1.0} if other is None else {c: 1.0, other: -1.0}
-    w = sum(s * head.W[[k]].toarray()[0] for k, s in sign.items())
-    row = row.tocsr()
-    found = [
-        Contribution(int(i), names.get(int(i)), float(f), float(w[i]), float(w[i] * f))
-        for i, f in zip(row.indices, row.data, strict=True)
-        if w[i] * f
-    ]
-    found.sort(key=lambda one: -abs(one.value))
-    intercept = float(sum(s * head.b[k] for k, s in sign.items()))
-    centring = float(sum(s * head.centring[k] for k, s in sign.items()))
-    return Explanation(
-        key=key,
-        predicted=head.classes[best],
-        probability=p,
-        explained=head.classes[c],
-        against=None if other is None else head.classes[other],
-        logit=intercept + centring + sum(one.value for one in found),
-        intercept=intercept,
-        centring=centring,
-        contributions=tuple(found),
-        reach={f"{share:.0%}": _reach([one.value for one in found], share) for share in SHARES},
-    )
+class _Terms:
+    """A head's weights and constant terms, class by class, made dense once."""
+
+    def __init__(self, head: Head, names: dict[int, str]) -> None:
+        self.head, self.names, self.centring = head, names, head.centring
+        self.weights: dict[int, Array] = {}
+
+    def of(self, c: int) -> tuple[Array, float, float]:
+        """Weights [s], intercept and centring of a class."""
+        if c not in self.weights:
+            self.weights[c] = self.head.W[[c]].toarray()[0]
+        return self.weights[c], float(self.head.b[c]), float(self.centring[c])
+
+    def explained(
+        self, row: Any, key: str, best: int, p: float, c: int, other: int | None
+    ) -> Explanation:
+        w, intercept, centring = self.of(c)
+        if other is not None:
+            w2, intercept2, centring2 = self.of(other)
+            w, intercept, centring = w - w2, intercept - intercept2, centring - centring2
+        found = sorted(
+            (
+                Contribution(int(i), self.names.get(int(i)), float(f), float(w[i]), float(w[i] * f))
+                for i, f in zip(row.indices, row.data, strict=True)
+                if w[i] * f
+            ),
+            key=lambda one: -abs(one.value),
+        )
+        values = [one.value for one in found]
+        return Explanation(
+            key=key,
+            predicted=self.head.classes[best],
+            probability=p,
+            explained=self.head.classes[c],
+            against=None if other is None else self.head.classes[other],
+            logit=intercept + centring + sum(values),
+            intercept=intercept,
+            centring=centring,
+            contributions=tuple(found),
+            reach={f"{share:.0%}": _reach(values, share) for share in SHARES},
+        )
 
 
 def _reach(values: Sequence[float], share: float) -> int:

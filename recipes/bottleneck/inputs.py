@@ -18,7 +18,8 @@ from vision_sae.recipes.bottleneck.concepts import (
 )
 from vision_sae.recipes.bottleneck.edit import Change
 from vision_sae.recipes.bottleneck.estimator import Bottleneck
-from vision_sae.recipes.bottleneck.names import Likeness, like
+from vision_sae.recipes.bottleneck.files import load
+from vision_sae.recipes.bottleneck.names import Likeness, like, names_of
 from vision_sae.store import Store
 
 
@@ -87,6 +88,13 @@ def readers_of(cbm: Bottleneck, saes: Sequence[Path] = ()) -> list[Reader]:
             "say where it is by --sae"
         )
     return readers(folders)
+
+
+def opened(folder: Path) -> Bottleneck:
+    """A saved bottleneck, with the names that its SAEs have by now. Raises CheckpointError."""
+    cbm = load(folder)
+    cbm.names_ = {**cbm.names_, **names_of(cbm.parts_)}
+    return cbm
 
 
 def concepts_of(cbm: Bottleneck, rows: Rows, saes: Sequence[Path] = ()) -> Concepts:

@@ -184,7 +184,7 @@ def _html(cbm: Bottleneck, found: Concepts, numbers: dict[str, Any]) -> str:
     mine, theirs = (resources.files(package) / "templates" for package in (__package__, REPORT))
     scripts = [(theirs / f"{name}.js").read_text("utf-8") for name in SCRIPTS]
     page: str = environment.from_string((mine / "page.html").read_text("utf-8")).render(
-        title=f"Why {cbm.about_.get('labels', 'the classifier')}",
+        title=_title(cbm),
         provenance=_provenance(cbm, found),
         numbers={
             name: show(value) if isinstance(value, (int, float)) else value
@@ -197,6 +197,11 @@ def _html(cbm: Bottleneck, found: Concepts, numbers: dict[str, Any]) -> str:
 
 
 REPORT = "vision_sae.report"
+
+
+def _title(cbm: Bottleneck) -> str:
+    what = Path(str(cbm.about_.get("labels", "the class"))).stem
+    return f"How {what} is decided"
 
 
 def _provenance(cbm: Bottleneck, found: Concepts) -> dict[str, str]:

@@ -112,14 +112,22 @@ function drawPath() {
   card("Score and concepts in use", (p) => p.concepts, "the same path, by all concepts that have a weight");
 }
 
+let current = before; // predictions with what is off now
+
+function predictedAs(c) {
+  const mine = current.flatMap((one, i) => (one.includes(c) ? [rows[i][0].includes(c)] : []));
+  if (!mine.length) return "predicted for no image: by weight";
+  const right = mine.filter(Boolean).length;
+  return `predicted for ${count(mine.length, "image")}, ${percent(right / mine.length)} right`;
+}
+
 function drawClasses() {
   const cards = classes.map((name, c) => {
     const list = data.listed[c];
     const largest = Math.max(...list.map((one) => Math.abs(one.mean)), 1e-9);
     return el("article", { class: "card" },
-      el("h2", null, name, el("small", null, count(list.length ? Math.max(
-        ...list.map((one) => one.images)) : 0, "image") + " at most with one of these")),
-      list.map((one) => conceptRow(one.concept, one.mean, largest, { count: 5 })),
+      el("h2", null, name, el("small", null, predictedAs(c))),
+      list.map((one) => conceptRow(one.concept, one.mean, largest, { count: 5, side: 38 })),
       list.length ? null : el("p", { class: "note" }, "no concept has a weight"));
   });
   document.querySelector(".classes").replaceChildren(...cards);
@@ -173,6 +181,7 @@ function imageCard(card, start) {
 function refresh() {
   const start = base();
   const now = rows.map((_, i) => said(chances(logits(i, start))));
+  current = now;
   const moved = now.filter((one, i) => !same(one, before[i])).length;
   byId("live").replaceChildren(...(off.size
     ? [`${percent(share(before))} → `, el("b", null, percent(share(now))),
