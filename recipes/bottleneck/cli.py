@@ -8,11 +8,14 @@ import typer
 
 from vision_sae.cli import show
 from vision_sae.cli.options import Json, Overwrite
+from vision_sae.recipes.bottleneck.compare_command import compare
 
 app = typer.Typer(
     name="bottleneck", no_args_is_help=True, rich_markup_mode="markdown",
     help="Classifiers that decide by an SAE's concepts, say why, and can be corrected.",
 )  # fmt: skip
+
+app.command()(compare)
 
 Folder = Annotated[Path, typer.Argument(help="A bottleneck's folder, written by fit or edit.")]
 Out = Annotated[Path, typer.Option(help="The folder to write to.")]

@@ -1,0 +1,298 @@
+"""Concept bottlenecks beside linear probes and other baselines, on the embedded tasks.
+
+python benchmarks/bottleneck.py --quick                        # one seed, small tasks
+python benchmarks/bottleneck.py --out results/bottleneck       # all tasks, five seeds
+python benchmarks/bottleneck.py --out results/bottleneck --validation   # to choose settings by
+
+An SAE of each seed reads emoji-clip's projected embedding of EmojiCanvas' training pictures; digits
+have a timm model of each seed, trained on half of them. Every choice is made on validation; test is
+read by the final table alone. A stopped run goes on when the same command is given again.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bottleneck_digits import digits_parts
+
+from vision_sae import (
+    SAE,
+    MemoryStore,
+    SAEConfig,
+    Store,
+    TrainConfig,
+    load,
+    load_adapter,
+    open_data,
+)
+from vision_sae import save as save_sae
+from vision_sae import train as train_sae
+from vision_sae.errors import StoreError
+from vision_sae.files import write_json
+from vision_sae.jobs import extract_to
+from vision_sae.naming import embed_words, name_latents
+from vision_sae.recipes.bottleneck import Bottleneck
+from vision_sae.recipes.bottleneck.compare import (
+    METHODS,
+    OURS,
+    Seen,
+    Texts,
+    bottleneck_row,
+    compare,
+    measured,
+)
+from vision_sae.recipes.bottleneck.tasks import PARTS, Task, open_task
+
+SITE = "visual"
+CANVAS = {
+    "train": "emoji-canvas:train+augmented",
+    "validation": "emoji-canvas:validation+augmented",
+    "test": "emoji-canvas:test+augmented?views=2",
+}
+GROUND = "canvas-spurious-ground"
+TASKS = ("canvas-category", "canvas-style", "canvas-skin-tone", "canvas-concept", GROUND,
+         "canvas-spurious-style", "digits")  # fmt: skip
+QUICK = ("canvas-skin-tone", GROUND)
+Cell = dict[str, Any]
+
+
+def options() -> argparse.Namespace:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--out", type=Path, help="folder of the results; else a temporary one")
+    made.add_argument("--acts", type=Path, help="folder of the stores; default: OUT/acts")
+    made.add_argument("--quick", action="store_true")
+    made.add_argument("--tasks", nargs="*", default=(), choices=TASKS)
+    made.add_argument("--seeds", nargs="*", type=int, default=(0, 1, 2, 3, 4))
+    made.add_argument("--validation", action="store_true", help="measure on validation, not test")
+    made.add_argument("--s", type=int, default=1024, help="latents")
+    made.add_argument("--k", type=int, default=64)
+    made.add_argument("--steps", type=int, default=500)
+    made.add_argument("--set", nargs="*", default=(), help="of the bottleneck: l1_ratio=0.5 ...")
+    made.add_argument("--without-baselines", action="store_true")
+    return made.parse_args()
+
+
+class Bench:
+    """Stores, SAEs, texts and finished cells, each made once and kept in a folder."""
+
+    def __init__(self, out: Path, acts: Path, args: argparse.Namespace) -> None:
+        self.out, self.acts, self.args = out, acts, args
+        self.adapter: Any = load_adapter("emoji-clip")
+        self.settings: dict[str, Any] = {
+            "choice": "per-decision",
+            "strengths": 12,
+            "smallest": 1e-3,
+        }
+        self.settings |= dict(_setting(text) for text in args.set)
+        self._rows: dict[str, tuple[dict[str, int], torch.Tensor]] = {}
+        self._tasks: dict[str, Task] = {}
+        self._words: Any = None
+
+    def tell(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+    def rows(self, data: str) -> tuple[dict[str, int], torch.Tensor]:
+        """Each key's number, and the embeddings [n d] before they are scaled to 1."""
+        if data not in self._rows:
+            folder = self.acts / "".join("_" if c in ":?+=/&," else c for c in data)
+            try:
+                store = Store.of_site(folder, SITE)
+            except StoreError:
+                self.tell(f"extract {data}")
+                extract_to(self.adapter, open_data(data), [SITE], folder)
+                store = Store.of_site(folder, SITE)
+            rows = torch.cat([acts[:, 0] for acts in store.in_order(2048)])
+            self._rows[data] = ({key: i for i, key in enumerate(store.keys)}, rows)
+        return self._rows[data]
+
+    def task(self, name: str) -> Task:
+        if name not in self._tasks:
+            self._tasks[name] = open_task(name)
+        return self._tasks[name]
+
+    def seen(self, name: str, sae: SAE) -> dict[str, Seen]:
+        task, found = self.task(name), {}
+        for part in PARTS:
+            here = task.part(part)
+            data = f"task:{name}/{part}" if name.startswith(GROUND) else CANVAS[part]
+            number, rows = self.rows(data)
+            read = rows[[number[key] for key in here.keys]]
+            kinds = [str(item.about.get("held_out", "")) for item in here.items()]
+            found[part] = Seen(codes_of(sae, read), read, F.normalize(read, dim=1), here.labels,
+                               here.groups, kinds)  # fmt: skip
+        if self.args.validation:
+            found["test"] = found["validation"]
+        return found
+
+    def sae(self, seed: int) -> SAE:
+        """Trained on all training pictures, those on grounds too."""
+        args = self.args
+        folder = self.out / "saes" / f"{SITE}-{args.s}-{args.k}-{args.steps}-{seed}"
+        if not (folder / "config.json").exists():
+            self.tell(f"train SAE {seed}")
+            parts = [self.rows(CANVAS["train"])[1], self.rows(f"task:{GROUND}/train")[1]]
+            config = TrainConfig.of(steps=args.steps, batch_size=512, seed=seed)
+            made = SAE(SAEConfig.of(parts[0].shape[1], args.s, "topk", k=args.k), seed=seed)
+            save_sae(train_sae(made, MemoryStore(torch.cat(parts)), config), folder)
+        return load(folder)
+
+    @property
+    def words(self) -> tuple[list[str], torch.Tensor]:
+        """The vocabulary and its embeddings."""
+        if self._words is None:
+            words = vocabulary()
+            self._words = (words, embed_words(self.adapter, words))
+        return self._words
+
+    def texts(self, task: Task) -> Texts:
+        return Texts(task.classes, embed_words(self.adapter, task.prompts), *self.words)
+
+    def cell(self, name: str, make: Any) -> Cell:
+        path = self.out / "cells" / f"{name}.json"
+        if not path.exists():
+            self.tell(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            started = time.perf_counter()
+            write_json(path, {**make(), "seconds": time.perf_counter() - started})
+        found: Cell = json.loads(path.read_text())
+        return found
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name, json.loads(value) if value[:1] in "0123456789tf" else value
+
+
+def vocabulary() -> list[str]:
+    """What EmojiCanvas' factors are called: kinds of things, styles, skin tones, colours."""
+    from vision_sae.assets.canvas import GROUNDS, STYLES, emoji_canvas
+
+    about = emoji_canvas("train").about
+    kinds = {row["subcategory"].replace("-", " ") for row in about}
+    kinds |= {row["category"].replace("-", " and ") for row in about}
+    styles = {f"{style.replace('-', ' ')} style" for style in STYLES}
+    tones = {f"{row['skin_tone'].replace('-', ' ')} skin tone" for row in about
+             if "skin_tone" in row}  # fmt: skip
+    return sorted(kinds | styles | tones | set(GROUNDS) | {"white", "grey", "pink"})
+
+
+@torch.no_grad()
+def codes_of(sae: SAE, rows: torch.Tensor) -> Any:
+    from scipy.sparse import csr_array
+
+    return csr_array(sae.encode(rows).to_dense().double().numpy())
+
+
+def bottleneck_cell(bench: Bench, name: str, seed: int) -> Cell:
+    """Ours; where there is a spurious correlation, again without concepts by name."""
+    sae = bench.sae(seed)
+    parts = bench.seen(name, sae)
+    cbm, row = bottleneck_row(OURS, parts, {p: parts[p].concepts for p in PARTS}, bench.settings)
+    path = [point.as_dict() for point in cbm.path_]  # on validation
+    cell: Cell = {"task": name, "seed": seed, "rows": [row.as_dict()], "path": path}
+    if parts["test"].groups:
+        cell |= corrected(bench, bench.task(name), sae, cbm, parts, cell["rows"])
+    return cell
+
+
+def corrected(
+    bench: Bench, task: Task, sae: SAE, cbm: Bottleneck, parts: dict[str, Seen], rows: list[Any]
+) -> Cell:
+    """Concepts whose name is one of the task's spurious words, or has one, are removed."""
+    words, embedded = bench.words
+    fires = [i for i, n in enumerate((parts["train"].concepts != 0).sum(0).tolist()) if n]
+    directions = F.normalize(sae.W_dec.detach()[fires], dim=1)
+    names = {n.latent: n.name for n in name_latents(fires, directions, words, embedded)}
+    cbm.names_ = names
+    asked = [w for w in task.spurious if any(w in name for name in names.values())]
+    gone = cbm.find(asked, many=True) if asked else []
+    fixed = cbm.without(gone)
+    rows.append(
+        measured("without, by name", fixed, parts["test"].concepts, parts["test"]).as_dict()
+    )
+    again = fixed.refit(
+        parts["train"].concepts, parts["train"].labels,
+        validation=(parts["validation"].concepts, parts["validation"].labels),
+    )  # fmt: skip
+    rows.append(measured("without, refitted", again, test.concepts, test).as_dict())
+    return {"removed": {names.get(i, str(i)): i for i in gone}, "asked": asked}
+
+
+def baseline_cell(bench: Bench, name: str) -> Cell:
+    task, parts = bench.task(name), bench.seen(name, bench.sae(bench.args.seeds[0]))
+    methods = [m for m in METHODS if m != OURS]
+    rows = compare(parts, bench.texts(task), methods=methods, settings=bench.settings,
+                   tell=bench.tell)  # fmt: skip
+    return {"task": name, "rows": [row.as_dict() for row in rows]}
+
+
+def digits_cell(bench: Bench, seed: int) -> Cell:
+    parts = digits_parts(bench.out / "digits", seed, validation=bench.args.validation)
+    rows = compare(parts, settings=bench.settings)
+    return {"task": "digits", "seed": seed, "rows": [row.as_dict() for row in rows]}
+
+
+def run(bench: Bench, tasks: list[str], seeds: list[int]) -> list[Cell]:
+    cells = []
+    for name in tasks:
+        if name == "digits":
+            cells += [bench.cell(f"digits-{s}", lambda s=s: digits_cell(bench, s)) for s in seeds]
+            continue
+        for seed in seeds:
+            cells.append(
+                bench.cell(f"{name}-{seed}", lambda s=seed, n=name: bottleneck_cell(bench, n, s))
+            )
+        if not bench.args.without_baselines:
+            cells.append(bench.cell(f"{name}-baselines", lambda n=name: baseline_cell(bench, n)))
+    return cells
+
+
+def table(cells: list[Cell]) -> str:
+    """Means over seeds, with the lowest and highest."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        for row in cell["rows"]:
+            found.setdefault((cell["task"], row["method"]), []).append(row)
+    lines = ["| task | method | accuracy | concepts to 95% | in use | worst group | ECE |",
+             "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for (task, method), rows in sorted(found.items(), key=lambda one: one[0][0]):
+        shown = [_span(rows, "accuracy", 100, "%"), _span(rows, "per_decision", 1, ""),
+                 _span(rows, "concepts", 1, ""), _span(rows, "worst_group", 100, "%"),
+                 _span(rows, "ECE", 1, "", 3)]  # fmt: skip
+        lines.append(f"| {task} | {method} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _span(rows: list[Cell], name: str, factor: float, unit: str, digits: int = 1) -> str:
+    values = [factor * row[name] for row in rows if row[name] is not None]
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.{digits}f}{unit}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def main() -> None:
+    args = options()
+    torch.set_num_threads(1)
+    out = args.out or Path(tempfile.mkdtemp(prefix="bottleneck-"))
+    bench = Bench(out, args.acts or out / "acts", args)
+    tasks = list(args.tasks or (QUICK if args.quick else TASKS))
+    seeds = [0] if args.quick else list(args.seeds)
+    cells = run(bench, tasks, seeds)
+    (out / "results.md").write_text(table(cells) + "\n")
+    write_json(out / "results.json", {"settings": vars(args) | {"out": str(out)}, "cells": cells})
+    print(table(cells))
+
+
+if __name__ == "__main__":
+    main()
