@@ -76,10 +76,12 @@ class StoreIndex(Versioned):
     def differs(self, other: "StoreIndex") -> str | None:
         """What makes another run's rows not fit in, in words; None when nothing does."""
         shape = ("dtype", "width", "tokens_per_image", "prefix_tokens", "grid")
+        known = self.provenance.sampler and other.provenance.sampler  # older stores do not say
+        names = ["data", "timesteps", *(["sampler"] if known else [])]
         return (
             self.provenance.differs(other.provenance)
             or first_difference(self, other, shape)
-            or first_difference(self.provenance, other.provenance, ["data", "timesteps", "sampler"])
+            or first_difference(self.provenance, other.provenance, names)
         )
 
     def write(self, folder: Path) -> None:
