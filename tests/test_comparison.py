@@ -1,6 +1,7 @@
 """`compare` from Python: what it measures on what, what it keeps, what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,20 @@ def test_progress_tells_as_often_as_it_said(room: Path) -> None:
     )  # fmt: skip
     assert told == ["k2-seed0 geometry", "k2-seed1 geometry", "pca geometry"]
     assert count_of([room / "sweep"], ["pca"], ["geometry"]) == 3
+
+
+def test_members_that_are_still_trained_are_left_out_by_name(room: Path, tmp_path: Path) -> None:
+    shutil.copytree(room / "sweep", tmp_path / "sweep")
+    index = json.loads((tmp_path / "sweep" / "index.json").read_text())
+    index["members"][1]["finished"] = False
+    (tmp_path / "sweep" / "index.json").write_text(json.dumps(index))
+    found = compare([tmp_path / "sweep"], room / "acts", measures=["geometry"])
+    assert [entry.name for entry in found.entries] == ["k2-seed0"]
+    assert found.facts["left out"] == f"unfinished members of sweeps: {tmp_path}/sweep/k2-seed1"
+    index["members"][0]["finished"] = False
+    (tmp_path / "sweep" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match="has no finished member yet"):
+        compare([tmp_path / "sweep"], room / "acts")
 
 
 def test_names_are_as_short_as_tells_them_apart() -> None:

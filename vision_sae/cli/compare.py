@@ -154,6 +154,8 @@ def _tell(found: Comparison, out: Path | None, as_json: bool) -> None:
         for e in found.entries
     ]
     show.grid(f"measured on {found.facts['measured on']}", ["", "latents", *shown], rows)
+    if "left out" in found.facts:
+        show.console.print(f"left out: {found.facts['left out']}", style="yellow")
     for name, reason in _without(found).items():
         show.console.print(f"{name}: {reason}", style="dim")
 

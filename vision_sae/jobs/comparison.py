@@ -22,6 +22,7 @@ from vision_sae.jobs.subjects import (
     digest,
     found_saes,
     subjects_of,
+    unfinished,
 )
 from vision_sae.measures import suite
 from vision_sae.measures.case import Case, Dictionary, Sample, sample_of
@@ -114,7 +115,10 @@ def compare(
     splicer = Splicer(adapter, material.tested, images=splice_images) if adapter else None
     job = _Job(subjects, table, material, splicer, Path(cache) if cache else None, tell)
     better = {name: way for measure in table for name, way in measure.scores.items()}
-    return Comparison(tuple(job.entries()), better, material.facts(width))
+    facts = material.facts(width)
+    if absent := unfinished(saes):
+        facts["left out"] = f"unfinished members of sweeps: {', '.join(absent)}"
+    return Comparison(tuple(job.entries()), better, facts)
 
 
 def count_of(

@@ -41,18 +41,30 @@ def found_saes(paths: Iterable[Path | str]) -> list[Path]:
     """The folders of SAEs; that of a sweep stands for its finished members. Raises ConfigError."""
     found: list[Path] = []
     for path in map(Path, paths):
-        index = path / INDEX
-        if index.exists() and "members" in json.loads(index.read_bytes()):
-            members = [path / m.name for m in read_index(path).members if m.finished]
-            if not members:
-                raise ConfigError(f"the sweep {path} has no finished member yet")
-            found += members
-        else:
+        if not _is_sweep(path):
             found.append(path)
+            continue
+        members = [path / m.name for m in read_index(path).members if m.finished]
+        if not members:
+            raise ConfigError(f"the sweep {path} has no finished member yet")
+        found += members
     twice = {path for path in found if found.count(path) > 1}
     if twice:
         raise ConfigError(f"named twice: {', '.join(sorted(map(str, twice)))}")
     return found
+
+
+def unfinished(paths: Iterable[Path | str]) -> list[str]:
+    """Members of sweeps that are left out because they are still trained."""
+    sweeps = [path for path in map(Path, paths) if _is_sweep(path)]
+    return [str(p / m.name) for p in sweeps for m in read_index(p).members if not m.finished]
+
+
+def _is_sweep(path: Path) -> bool:
+    try:
+        return "members" in json.loads((path / INDEX).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def subjects_of(paths: Sequence[Path | str], store: Store) -> list[Subject]:
@@ -88,7 +100,7 @@ def _subject(path: Path, name: str, store: Store) -> Subject:
 
 
 def _family(sae: SAE) -> str:
-    """As it is called in tables: matryoshka where it is nested."""
+    """As it is called in tables; a nested one apart from the others."""
     kind = sae.config.sparsity.kind
     return f"{kind}, nested" if sae.config.nest else kind
 
