@@ -16,7 +16,7 @@ from vision_sae.adapters.toy import ToyAdapter
 from vision_sae.data import open_data
 from vision_sae.extract import extract
 from vision_sae.model.adapter import fingerprint
-from vision_sae.naming import Name, write_names
+from vision_sae.naming import Name, Naming, write_naming
 from vision_sae.provenance import Provenance
 from vision_sae.recipes.bottleneck import load
 from vision_sae.sae import SAE, SAEConfig
@@ -60,8 +60,8 @@ class Planted:
             tokens="patches", data=str(folder / "images"),
         )  # fmt: skip
         checkpoint.save(sae, folder / "sae")
-        write_names(folder / "sae", [Name(2, "red", 0.9, "blue", 0.5, "red"),
-                                     Name(5, "blue", 0.9, "red", 0.5, "blue")])  # fmt: skip
+        names = [Name(2, "red", 0.9, "blue", 0.5, "red"), Name(5, "blue", 0.9, "red", 0.5, "blue")]
+        write_naming(folder / "sae", Naming(names, {}))
         self.data = ["--data", folder / "images"]
         self.fit = ["--model", "toy:0", "--sae", folder / "sae", *self.data]
 
