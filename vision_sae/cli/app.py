@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vision_sae import plugins
-from vision_sae.cli import compare, demo, many, naming, show, steps
+from vision_sae.cli import compare, demo, factors, many, naming, show, steps
 from vision_sae.cli.options import (
     Acts,
     BatchSize,
@@ -371,6 +371,7 @@ def run_demo(
 
 
 app.command(name="compare")(compare.run)
+app.command(name="factors")(factors.run)
 
 for recipe in plugins.names(plugins.RECIPES):  # vision-sae unlearn ..., and other packages'
     app.add_typer(plugins.load(plugins.RECIPES, recipe), name=recipe)

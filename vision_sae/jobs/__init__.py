@@ -5,6 +5,7 @@ images -> extract -> acts/ -> train -> sae/ -> evaluate -> name -> report -> rep
 
 from vision_sae.jobs.comparison import Comparison, compare
 from vision_sae.jobs.extraction import extract_to
+from vision_sae.jobs.factors import FactorReport, factor_report
 from vision_sae.jobs.findings import (
     findings_as_data,
     read_findings,
@@ -23,6 +24,7 @@ from vision_sae.jobs.training import store_of, train_store
 from vision_sae.jobs.vocabularies import known_names, open_vocabulary
 
 __all__ = [
+    "FactorReport",
     "Comparison",
     "Material",
     "NamingConfig",
@@ -32,6 +34,7 @@ __all__ = [
     "compare",
     "detect_factors",
     "extract_to",
+    "factor_report",
     "findings_as_data",
     "known_names",
     "load_sae",

@@ -21,6 +21,8 @@ from vision_sae.measures import (
     visaebench,
 )
 from vision_sae.measures.case import Case
+from vision_sae.measures.labelled import cases
+from vision_sae.measures.labelled import visaebench as visaebench_labelled
 from vision_sae.measures.score import Scores, undefined
 
 Better = Literal["higher", "lower", "neither"]
@@ -81,6 +83,77 @@ MEASURES: tuple[Measure, ...] = (
         ("seeds",),
     ),
     Measure("spatial", spatial.spatial, {"morans_i": "higher", "non_local": "lower"}, ("patches",)),
+    # with labels: factors that the images carry, or the classes of one
+    Measure(
+        "coverage",
+        cases.factor_coverage,
+        {"coverage": "higher", "coverage_random": "neither", "board": "higher"},
+        ("labels",),
+    ),
+    Measure(
+        "sparse_probes",
+        cases.sparse_probes,
+        {
+            "probe_1": "higher",
+            "probe_1_random": "neither",
+            "probe_2": "higher",
+            "probe_5": "higher",
+        },
+        ("labels",),
+    ),
+    Measure(
+        "dense_probes",
+        cases.dense_probes,
+        {"probe_codes": "higher", "probe_x_hat": "higher", "probe_x": "neither"},
+        ("labels",),
+    ),
+    Measure(
+        "supervised_axes",
+        cases.supervised_axes,
+        {
+            "sufficiency": "higher",
+            "necessity": "higher",
+            "control_1": "higher",
+            "control_random": "neither",
+            "control_kept": "higher",
+            "control_ceiling": "neither",
+            "control_4": "higher",
+        },
+        ("labels",),
+    ),
+    Measure(
+        "infomec",
+        cases.infomec,
+        {
+            "modularity": "higher",
+            "explicitness": "higher",
+            "compactness": "higher",
+            "modularity_all": "higher",
+        },
+        ("labels",),
+    ),
+    Measure(
+        "targeted",
+        cases.targeted,
+        {
+            "tpp_2": "higher",
+            "tpp_10": "higher",
+            "tpp_50": "higher",
+            "tpp_random": "neither",
+            "scr_2": "higher",
+            "scr_10": "higher",
+            "scr_50": "higher",
+            "scr_random": "neither",
+        },
+        ("labels", "classes"),
+    ),
+    Measure(
+        "absorption",
+        cases.absorbed,
+        {"absorption": "lower", "absorption_full": "lower"},
+        ("labels", "classes"),
+    ),
+    Measure("mdl", cases.description, {"mdl_bits": "lower"}),
     # ViSAEBench's seven, by its definitions
     Measure(
         "visaebench.spatial", visaebench.spatial, {"visaebench.spatial": "higher"}, ("patches",)
@@ -91,6 +164,30 @@ MEASURES: tuple[Measure, ...] = (
         visaebench.monosemanticity,
         {"visaebench.monosemanticity": "higher"},
         ("embeddings",),
+    ),
+    Measure(
+        "visaebench.probe_ratio",
+        visaebench_labelled.probe_ratio,
+        {"visaebench.probe_ratio": "higher"},
+        ("classes",),
+    ),
+    Measure(
+        "visaebench.sparse_probe",
+        visaebench_labelled.sparse_probe,
+        {"visaebench.sparse_probe": "higher"},
+        ("classes",),
+    ),
+    Measure(
+        "visaebench.transfer",
+        visaebench_labelled.transfer,
+        {"visaebench.transfer": "higher"},
+        ("classes",),
+    ),
+    Measure(
+        "visaebench.absorption",
+        visaebench_labelled.absorption,
+        {"visaebench.absorption": "lower"},
+        ("labels",),
     ),
 )
 

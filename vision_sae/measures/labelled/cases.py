@@ -15,13 +15,17 @@ from vision_sae.errors import DataError
 from vision_sae.measures.case import Case, Sample
 from vision_sae.measures.labelled import infomec as info
 from vision_sae.measures.labelled import probing, readout
+from vision_sae.measures.labelled.absorption import absorption
 from vision_sae.measures.labelled.control import control
 from vision_sae.measures.labelled.coverage import board, coverage
 from vision_sae.measures.labelled.rows import ImageRows, of_case
+from vision_sae.measures.labelled.targeted import pairs, scr, tpp
 from vision_sae.measures.labelled.task import Task, properties, task
+from vision_sae.measures.mdl import mdl
 from vision_sae.measures.score import Score, Scores, scored, undefined
 
 EDITS = (1, 4)  # latents out and in
+ABLATED = (2, 10, 50)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +38,18 @@ class Known:
 
 
 @lru_cache(maxsize=4)
-def known(fit: Sample, test: Sample, cross: tuple[tuple[str, str], ...] = ()) -> Known:
+def known(
+    fit: Sample,
+    test: Sample,
+    factors: tuple[str, ...] | None = None,
+    cross: tuple[tuple[str, str], ...] = (),
+) -> Known:
     """The same for every SAE that is measured there. Raises DataError without usable factors."""
     about = [*fit.about, *test.about]
     if not about:
         raise DataError("nothing is known of the images, so no factor can be looked for")
     held_out = torch.arange(len(about)) >= fit.images
-    found = task(properties(about, cross=cross), held_out)
+    found = task(properties(about, factors=factors, cross=cross), held_out)
     return Known(about, found, readout.readout(torch.cat([fit.pooled, test.pooled]), found))
 
 
@@ -75,7 +84,7 @@ def sparse_probes(case: Case) -> Scores:
 def sparse_scores(rows: ImageRows, values: Task) -> Scores:
     out: Scores = {}
     for k in probing.KS:
-        found = probing.sparse_probe(rows.codes, values, k)
+        found = probing.sparse_probe(rows.codes, values, k, control=k == 1)
         means, n = found.means(), len(values.names)
         out[f"probe_{k}"] = scored(means["f1"], found.reason, n=n)
         if k == 1:
@@ -102,6 +111,50 @@ def dense_scores(rows: ImageRows, values: Task) -> Scores:
         "probe_codes": scored(codes, none, n=n),
         "probe_x_hat": Score(probing.probe(rows.x_hat, values).means()["f1"], n=n),
     }
+
+
+def targeted(case: Case) -> Scores:
+    """tpp_N, scr_N with N latents ablated, and tpp_random of 10; see targeted.py.
+
+    TPP is of the case's label. SCR is of the label and the factor with which it has most pairs of
+    values that share images. n: classes, pairs.
+    """
+    assert case.label is not None
+    rows, given = rows_of(case), known(case.fit, case.test)
+    drops = tpp(rows, given.task, case.label)
+    out = {f"tpp_{n}": scored(drops.score[n], drops.reason, n=drops.n) for n in ABLATED}
+    out["tpp_random"] = scored(drops.random[10], drops.reason, n=drops.n)
+    others = [f for f in given.reader.factors if f != case.label]
+    counts = {f: len(pairs(given.task, case.label, f)) for f in others}
+    if not counts:
+        none = undefined(f"{case.label} is the only factor, so nothing is spurious")
+        return out | dict.fromkeys([f"scr_{n}" for n in ABLATED] + ["scr_random"], none)
+    freed = scr(rows, given.task, case.label, max(counts, key=lambda f: counts[f]))
+    out |= {f"scr_{n}": scored(freed.score[n], freed.reason, n=freed.n) for n in ABLATED}
+    return out | {"scr_random": scored(freed.random[10], freed.reason, n=freed.n)}
+
+
+def absorbed(case: Case) -> Scores:
+    """absorption, absorption_full: of the case's label, as super-classes; see absorption.py.
+
+    n: super-classes with a usable probe.
+    """
+    assert case.label is not None
+    b_dec = getattr(case.dictionary, "b_dec", None)
+    rows = rows_of(case)
+    centre = rows.x.mean(0) if b_dec is None else b_dec.detach()
+    found = absorption(rows, known(case.fit, case.test).task, case.label, centre)
+    n = len(found.by_class)
+    return {
+        "absorption": scored(found.fraction, found.reason, n=n),
+        "absorption_full": scored(found.full, found.reason, n=n),
+    }
+
+
+def description(case: Case) -> Scores:
+    """mdl_bits: bits per row of codes that decode to sqrt(MSE)/d < .01; see mdl.py. n: rows."""
+    found = mdl(case.on_test.codes, case.test.rows, case.dictionary.decode)
+    return {"mdl_bits": scored(found.bits, found.reason, n=len(case.test.rows))}
 
 
 def ceiling_score(given: Known, x: torch.Tensor) -> Score:

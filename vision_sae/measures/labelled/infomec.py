@@ -5,6 +5,7 @@ binned, only the m most informative are counted, and the bias of mutual informat
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -201,8 +202,10 @@ def _explicitness(codes: Codes, latents: Tensor, source: Int[Tensor, " n"], task
     sklearn = require("sklearn.linear_model", "report")
     z = columns(codes, latents)
     z = (z / z[task.train].std(0).clamp(min=1e-8)).double()
-    model = sklearn.LogisticRegression(class_weight="balanced", max_iter=200, tol=1e-3)
-    model.fit(z[task.train].numpy(), source[task.train].numpy())
+    model = sklearn.LogisticRegression(class_weight="balanced", max_iter=60, tol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of convergence: what is left to gain is small
+        model.fit(z[task.train].numpy(), source[task.train].numpy())
     odds = torch.from_numpy(model.predict_log_proba(z[task.test].numpy()))
     number = {int(c): i for i, c in enumerate(model.classes_)}
     truth = torch.tensor([number[c] for c in source[task.test].tolist()])

@@ -117,7 +117,7 @@ def _newton(x: Tensor, y: Tensor, weights: Tensor) -> Float[Tensor, " k_plus_1"]
             if then <= now:
                 break
             step = step / 2
-        if now - then <= 1e-9 * now:
+        if now - then <= 1e-8 * now:
             break
         w, now = w - step, then
     return w

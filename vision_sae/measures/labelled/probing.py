@@ -48,7 +48,10 @@ def probed(scores: Float[Tensor, "n v"], task: Task) -> Probed:
 
 @dataclass(frozen=True)
 class SparseProbe:
-    """A probe on k latents for each value; `random` is the control: k live latents at random."""
+    """A probe on k latents for each value; `random` is the control: k live latents at random.
+
+    `random` is None where it was not asked for.
+    """
 
     k: int
     latents: Int[Tensor, "v k"]
@@ -65,7 +68,9 @@ class SparseProbe:
         return out
 
 
-def sparse_probe(codes: Codes, task: Task, k: int, *, seed: int = 0) -> SparseProbe:
+def sparse_probe(
+    codes: Codes, task: Task, k: int, *, control: bool = True, seed: int = 0
+) -> SparseProbe:
     """The k latents of largest |mean difference| on train, then a logistic regression on them.
 
     As SAEBench, but class-balanced, since a value may be rare. Fewer than k live latents: all.
@@ -79,8 +84,9 @@ def sparse_probe(codes: Codes, task: Task, k: int, *, seed: int = 0) -> SparsePr
     generator = torch.Generator().manual_seed(seed)
     v = len(task.names)
     drawn = torch.stack([torch.randperm(len(alive), generator=generator)[:k] for _ in range(v)])
-    scores = [few(codes, task, chosen) for chosen in (latents, alive[drawn])]
-    return SparseProbe(k, latents, rates(scores[0], task), rates(scores[1], task))
+    found = rates(few(codes, task, latents), task)
+    random = rates(few(codes, task, alive[drawn]), task) if control else None
+    return SparseProbe(k, latents, found, random)
 
 
 def few(codes: Codes, task: Task, latents: Int[Tensor, "v k"]) -> Float[Tensor, "n v"]:
