@@ -153,7 +153,8 @@ def absorbed(case: Case) -> Scores:
 
 def description(case: Case) -> Scores:
     """mdl_bits: bits per row of codes that decode to sqrt(MSE)/d < .01; see mdl.py. n: rows."""
-    found = mdl(case.on_test.codes, case.test.rows, case.dictionary.decode)
+    with torch.no_grad():
+        found = mdl(case.on_test.codes, case.test.rows, case.dictionary.decode)
     return {"mdl_bits": scored(found.bits, found.reason, n=len(case.test.rows))}
 
 
