@@ -3,7 +3,8 @@
 python benchmarks/unlearn.py --quick         # 2 objects, 2 styles, few methods: about 5 minutes
 python benchmarks/unlearn.py --out results/  # all concepts and methods: an hour and a half or so
 
-A run that was stopped goes on when the same command is given again.
+A run that was stopped goes on when the same command is given again. On Linux it is faster with the
+two settings of docs/scale.md, "Memory that is given back".
 """
 
 import argparse
