@@ -59,7 +59,7 @@ def test_each_concept_gets_a_latent_that_finds_it(base: SAE, loss: str) -> None:
     batches = labelled()
     if loss == "ce":
         batches = ((x, _index(y)) for x, y in batches)
-    found = assign(base, batches, CONCEPTS, weight=2.0, steps=250, lr=3e-3, loss=loss)
+    found = assign(base, batches, CONCEPTS, weight=2.0, steps=120, lr=6e-3, loss=loss)
     assert len(found.latents.unique()) == 3
     assert all(torch.equal(t, before[name]) for name, t in base.state_dict().items())
     x, y = next(labelled(seed=9, size=4000))

@@ -1,6 +1,7 @@
 """Text steering: which pass gets which sign, on every kind of pipeline."""
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 sys.path.append(str(Path(__file__).parents[1] / "adapters"))
-from diffusers_models import pipeline
+import diffusers_models
 
 from vision_sae.errors import ConfigError
 from vision_sae.recipes.unlearn.text import (
@@ -27,6 +28,7 @@ from vision_sae.sae import SAE, SAEConfig
 
 # diffusers' schedulers give numpy tensors in a way that numpy 2 will not take for ever
 pytestmark = pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")
+pipeline = cache(diffusers_models.pipeline)  # steering leaves nothing behind, as is tested
 KINDS = ("sd", "sdxl", "pixart", "sd3", "flux")
 
 
