@@ -16,8 +16,8 @@ from vision_sae.extract import activations, extract
 from vision_sae.measures.metrics import evaluate
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import Store
-from vision_sae.stream import Stream
-from vision_sae.train import TrainConfig, train
+from vision_sae.stream import Stream, streams
+from vision_sae.train import Run, TrainConfig, train, train_all
 
 IMAGES, SITE, T = 12, "blocks.0", 17
 
@@ -83,31 +83,76 @@ def test_processes_share_the_images(images: Path, tmp_path: Path, parts: int) ->
     torch.testing.assert_close(as_sorted(rows), as_sorted(want), atol=1e-5, rtol=1e-5)
 
 
-def test_a_row_is_located(images: Path) -> None:
-    stream, rows = stream_of(images), batches(stream_of(images), 8)
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_row_is_located(images: Path, parts: int) -> None:
+    """Of a batch that several processes share, too."""
+    stream = stream_of(images)
+    found = [batches(stream_of(images), 8, part=(r, parts)) for r in range(parts)]
     by_key = {item.key: item for item in stream.source.items()}
     for number, row in ((0, 0), (6, 13), (7, 19)):
-        place = stream.locate(20, 0, number, row)
+        place = stream.locate(20, 0, number, row, parts)
         token, key = int(place.split()[1]), place.split("'")[1]
         batch = stream.adapter.prepare([by_key[key].open()])
-        acts = activations(stream.adapter, batch, stream.reading.sites[0])
-        torch.testing.assert_close(acts[0, token], rows[number][row], atol=1e-5, rtol=1e-5)
+        acts = activations(stream.adapter, batch, stream.site)
+        want = found[row % parts][number][row // parts]
+        torch.testing.assert_close(acts[0, token], want, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [2, 3])
-def test_a_row_of_a_shared_batch_is_located(images: Path, parts: int) -> None:
-    stream = stream_of(images)
-    shared = [batches(stream, 9, part=(rank, parts)) for rank in range(parts)]
-    by_key = {item.key: item for item in stream.source.items()}
-    for number, row in ((0, 1), (5, 19), (8, 6)):
-        token, key = stream.locate(20, 0, number, row, parts).removeprefix("token ").split(" of ")
-        acts = activations(
-            stream.adapter,
-            stream.adapter.prepare([by_key[key.split("'")[1]].open()]),
-            stream.reading.sites[0],
-        )
-        found = shared[row % parts][number][row // parts]
-        torch.testing.assert_close(acts[0, int(token)], found, atol=1e-5, rtol=1e-5)
+SITES = ["blocks.0", "blocks.1", "blocks.1.mlp", "head"]  # head has one token, the others 17
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images of each forward pass from now on."""
+    passes: list[int] = []
+    run = ToyAdapter.run
+
+    def noted(self: ToyAdapter, batch: Any) -> Any:
+        passes.append(len(batch))
+        return run(self, batch)
+
+    monkeypatch.setattr(ToyAdapter, "run", noted)
+    return passes
+
+
+def test_streams_of_many_sites_give_what_each_alone_gives(images: Path) -> None:
+    options = {"buffer_rows": 5 * T, "batch_size": 3}
+    shared = streams(ToyAdapter(), open_data(str(images)), SITES, **options)
+    assert list(shared) == SITES
+    for site, stream in shared.items():
+        alone = Stream(ToyAdapter(), open_data(str(images)), site, **options)
+        for one, other in zip(batches(stream, 12), batches(alone, 12), strict=True):
+            torch.testing.assert_close(one, other)
+        torch.testing.assert_close(stream.sample(30), alone.sample(30))
+
+
+def test_trainings_side_by_side_run_the_model_once(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs of 12 images for three sites and a sample: as many passes as for one."""
+    source, config = open_data(str(images)), TrainConfig(steps=20, batch_size=20, lr=1e-3)
+    passes = counted(monkeypatch)
+
+    def trained(of: list[str]) -> int:
+        found = streams(ToyAdapter(), source, of, buffer_rows=5 * T, batch_size=3)
+        runs = [Run(SAE(SAEConfig.of(s.width, 48, k=4)), s, config) for s in found.values()]
+        passes.clear()
+        train_all(runs)
+        return sum(passes)
+
+    one = trained(SITES[:1])
+    assert 36 <= one <= 60  # a sample, two epochs, and what is made ahead
+    assert trained(SITES[:3]) <= one + 12
+
+
+def test_a_site_that_falls_behind_has_the_model_run_again(images: Path) -> None:
+    shared = streams(ToyAdapter(), open_data(str(images)), SITES[:2], buffer_rows=5 * T)
+    first = batches(shared["blocks.0"], 24)
+    late = batches(shared["blocks.1"], 24)
+    assert len(shared["blocks.0"].passes._waiting) <= 2
+    alone = batches(Stream(ToyAdapter(), open_data(str(images)), "blocks.1", buffer_rows=5 * T), 24)
+    for one, other in zip(late, alone, strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(first) == 24
 
 
 def test_a_broken_image_is_named_and_its_rows_are_of_others(images: Path) -> None:

@@ -187,6 +187,12 @@ def join(kind: str = "rows", *, timeout: float = 1800) -> Iterator[Group]:
     dist.destroy_process_group()
 
 
+def refuse(what: str, who_can: str) -> None:
+    """Raises ConfigError under torchrun."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError(f"{what} runs in one process, not under torchrun; {who_can}")
+
+
 def _places() -> tuple[int, int, int]:
     """Rank, size, rank on this machine. Raises ConfigError for half an environment."""
     missing = [name for name in TORCHRUN if name not in os.environ]

@@ -71,6 +71,26 @@ def test_folders_of_something_else(fine: Fine, refused: Refused, toy: Path, tmp_
     fine(*sweep(toy, tmp_path / "out", *grid, "--steps", 7, "--overwrite"))
 
 
+def live(toy: Path) -> list[Any]:
+    """A model to sweep over in place of a store."""
+    return ["--model", "toy", "--site", "blocks.0", "--data", toy / "images", "--tokens", "patches"]
+
+
+def test_a_sweep_over_a_running_model(fine: Fine, toy: Path, tmp_path: Path) -> None:
+    command = ["sweep", *live(toy), "--out", tmp_path, *SMALL, "--grid", "k=2,4"]
+    index = json.loads(fine(*command, "--json").stdout)
+    assert index["acts"] is None and "stream of toy:0 at blocks.0 (patches)" in index["stream"]
+    assert all(m["finished"] and m["metrics"]["fvu"] > 0 for m in index["members"])
+    fine(*command)  # all are there already
+
+
+@pytest.mark.parametrize("also", [["--acts", "acts"], []])
+def test_a_sweep_reads_one_thing(refused: Refused, toy: Path, tmp_path: Path, also: Any) -> None:
+    half = ["--model", "toy"] if also else []
+    message = refused("sweep", *also, *half, "--out", tmp_path / "out", "--grid", "k=2")
+    assert "reads --acts, or --model, --site and --data together; got" in message
+
+
 # ---- suites
 
 
@@ -108,6 +128,18 @@ def test_a_suite_from_its_config_to_its_index(fine: Fine, toy: Path, tmp_path: P
     members = [member for site in index["sites"] for member in site["members"]]
     assert len(members) == 6 and all(m["finished"] for m in members)
     fine("eval", tmp_path / "out" / "head" / "k1")
+
+
+def test_a_suite_that_stores_no_activations(fine: Fine, toy: Path, tmp_path: Path) -> None:
+    path = suite(toy, tmp_path, stored=False)
+    found = json.loads(fine("suite", path, "--dry-run", "--json").stdout)
+    assert all(site["acts_bytes"] == 0 < site["sae_bytes"] for site in found["sites"])
+    index = json.loads(fine("suite", path, "--json").stdout)
+    members = [member for site in index["sites"] for member in site["members"]]
+    assert len(members) == 6 and all(m["finished"] and m["metrics"] for m in members)
+    assert not any(site["extracted"] for site in index["sites"])
+    assert not list((tmp_path / "out").glob("*/acts"))
+    assert index == json.loads(fine("suite", path, "--json").stdout)
 
 
 def test_the_example_is_a_config(fine: Fine) -> None:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from vision_sae import parallel
 from vision_sae.errors import StoreError, VisionSAEError
+from vision_sae.jobs import train_sweep
 from vision_sae.nest import Ks, Prefixes, RandomPrefixes
 from vision_sae.parallel import Group, Kind
+from vision_sae.provenance import Provenance
 from vision_sae.sae import SAE, SAEConfig
-from vision_sae.store import MemoryStore
+from vision_sae.store import MemoryStore, Row, Store, StoreIndex, StoreWriter
 from vision_sae.train import OnLog, TrainConfig, train
 
 D, S = 12, 48
@@ -206,6 +208,27 @@ def _train(case: Case, group: Group, folder: Path, on_log: OnLog) -> SAE:
     )  # fmt: skip
 
 
+def store(folder: Path) -> Store:
+    """The data as a store, for what reads only stores."""
+    index = StoreIndex(
+        provenance=Provenance(model="m", fingerprint="f", site="s", tokens="all", data="d"),
+        dtype="float32", width=D, tokens_per_image=1, prefix_tokens=0, grid=None,
+    )  # fmt: skip
+    if not folder.exists():
+        writer = StoreWriter(folder, index)
+        writer.add(data().float()[:, None], [Row(i, f"k{i}", {}) for i in range(300)])
+        writer.finish()
+    return Store(folder)
+
+
+def sweep(folder: Path, out: Path, group: Group) -> None:
+    """Four members, two of them at a time."""
+    grid = {"family": ["topk", "batchtopk"], "k": [2, 4]}
+    train_sweep(
+        store(folder), out, grid, together=2, group=group, s=S, steps=12, batch_size=32, lr=1e-4
+    )
+
+
 def main(kind: Kind, out: Path) -> None:
     """One of two processes."""
     with parallel.join(kind, timeout=60) as group:
@@ -218,6 +241,7 @@ def main(kind: Kind, out: Path) -> None:
             if case.then == "pair":
                 results[name] = asdict(finish(case, group, out / name))
         torch.save(results, out / f"{group.rank}.pt")
+        sweep(out / "acts", out / "sweep", group)
 
 
 def one_fails(group: Group) -> None:

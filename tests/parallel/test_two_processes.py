@@ -14,15 +14,19 @@ import pytest
 import torch
 
 from vision_sae import checkpoint
+from vision_sae.jobs.sweep import read_index
 from vision_sae.parallel import ALONE, Kind
 
 pytestmark = pytest.mark.slow
 
 PAIR = Path(__file__).with_name("pair.py")
 ROUNDING = 1e-12  # in float64
+ROUGH = {"preact": 1e-8}
 # bfloat16 sums in another order, so that another latent may win a row, and Adam brings the rounding
-# of gradients near 0 to size: a few steps of the learning rate
-ROUGH = {"topk, bfloat16": 2e-2, "preact": 1e-8}
+# of gradients near 0 to full size: two steps of it move a weight by at most 2 lr, here and there.
+# By how much of a step, and how many: reconstructions themselves are summed when latents are shared
+BFLOAT16, LR = "topk, bfloat16", 3e-3
+FEW: dict[str, tuple[float, float]] = {"rows": (0.01, 0.03), "latents": (0.3, 0.08)}
 
 
 def _load(path: Path) -> ModuleType:
@@ -57,6 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def of(kind: Kind) -> tuple[Path, list[dict[str, Any]]]:
         out = tmp_path_factory.mktemp(kind)
+        pair.store(out / "acts")
         for name, case in pair.CASES.items():
             if case.first == "alone":
                 pair.begin(case, ALONE, out / name)
@@ -93,6 +98,15 @@ def same(one: dict[str, Any], other: dict[str, Any], within: float) -> None:
         close(other["state"][name], tensor, rtol=within, atol=within, equal_nan=True)
 
 
+def nearly_same(one: dict[str, Any], other: dict[str, Any], kind: Kind) -> None:
+    """No weight is further away than two steps can bring it, and few are by much."""
+    names = [name for name in one["state"] if name.startswith(("W_", "b_"))]
+    away = [(one["state"][name] - other["state"][name]).abs().flatten() for name in names]
+    assert len(names) == 4 and float(torch.cat(away).max()) < 4 * LR
+    much, few = FEW[kind]
+    assert float((torch.cat(away) > much * LR).double().mean()) < few
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_end_as_one_does(kind: Kind, name: str, trained: Any, alone: Any) -> None:
@@ -104,6 +118,9 @@ def test_two_processes_end_as_one_does(kind: Kind, name: str, trained: Any, alon
     usual, within = alone(name)[1], ROUGH.get(name, ROUNDING)
     for one in ranks:
         assert one["error"] == usual["error"]
+        if name == BFLOAT16:
+            nearly_same(usual, one, kind)
+            continue
         same(usual, one, within)
     assert bool(usual["error"]) == (name.startswith("poisoned") or name == "too fast")
 
@@ -119,7 +136,8 @@ def test_only_the_first_process_speaks_and_of_the_whole_batch(
         return
     usual = {row["step"]: row for row in alone(name)[1]["said"]}
     for row in first:
-        assert row == pytest.approx(usual[row["step"]], rel=max(1e-6, 10 * ROUGH.get(name, 0)))
+        within = 1e-2 if name == BFLOAT16 else max(1e-6, 10 * ROUGH.get(name, 0))
+        assert row == pytest.approx(usual[row["step"]], rel=within)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,6 +159,21 @@ def test_the_series_holds_whole_saes(kind: Kind, trained: Any, alone: Any) -> No
         assert one.config == other.config
         for name, tensor in one.state_dict().items():
             torch.testing.assert_close(other.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sweep_of_two_processes_is_that_of_one(kind: Kind, trained: Any, tmp_path: Path) -> None:
+    out = trained(kind)[0]
+    pair.sweep(out / "acts", tmp_path / "sweep", ALONE)
+    usual, found = read_index(tmp_path / "sweep"), read_index(out / "sweep")
+    assert [m.name for m in found.members] == [m.name for m in usual.members]
+    for one, other in zip(usual.members, found.members, strict=True):
+        assert other.metrics == pytest.approx(one.metrics, rel=1e-3, abs=1e-3)
+        alone, both = (
+            checkpoint.load(folder / one.name) for folder in (tmp_path / "sweep", out / "sweep")
+        )
+        for name, tensor in alone.state_dict().items():
+            torch.testing.assert_close(both.state_dict()[name], tensor, rtol=1e-3, atol=2e-4)
 
 
 def test_the_cases_hold_what_they_say(alone: Any) -> None:

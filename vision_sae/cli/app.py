@@ -9,7 +9,6 @@ import typer
 from vision_sae import plugins
 from vision_sae.cli import compare, demo, factors, many, naming, show, steps
 from vision_sae.cli.options import (
-    Acts,
     BatchSize,
     BufferRows,
     Centre,
@@ -57,6 +56,11 @@ class Which(StrEnum):
     patches = "patches"
     pooled = "pooled"
     all = "all"
+
+
+StreamTokens = Annotated[
+    Which, typer.Option(help="Which tokens to read.", rich_help_panel="Stream")
+]
 
 
 class Dtype(StrEnum):
@@ -114,6 +118,15 @@ class Share(StrEnum):
     latents = "latents"
 
 
+Parallel = Annotated[
+    Share | None,
+    typer.Option(
+        help="Under torchrun: each process takes a part of each batch, or of the latents.",
+        rich_help_panel="Machine",
+    ),
+]
+
+
 @app.command()
 def train(
     out: Annotated[
@@ -123,9 +136,7 @@ def train(
     model: StreamModel = None,
     site: StreamSite = None,
     data: StreamData = None,
-    tokens: Annotated[
-        Which, typer.Option(help="Which tokens to read.", rich_help_panel="Stream")
-    ] = Which.all,
+    tokens: StreamTokens = Which.all,
     buffer_rows: BufferRows = 2**17,
     targets: Targets = None,
     validate_on: Validation = None,
@@ -150,13 +161,7 @@ def train(
     ] = False,
     set_: Set = None,
     config: Config = None,
-    parallel: Annotated[
-        Share | None,
-        typer.Option(
-            help="Under torchrun: each process takes a part of each batch, or of the latents.",
-            rich_help_panel="Machine",
-        ),
-    ] = None,
+    parallel: Parallel = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -186,7 +191,6 @@ def train(
 
 @app.command()
 def sweep(
-    acts: Acts,
     out: Annotated[Path, typer.Option(help="The folder for all members.", rich_help_panel="Data")],
     grid: Annotated[
         list[str],
@@ -196,6 +200,12 @@ def sweep(
             rich_help_panel="SAE and training",
         ),
     ],
+    acts: StoredActs = None,
+    model: StreamModel = None,
+    site: StreamSite = None,
+    data: StreamData = None,
+    tokens: StreamTokens = Which.all,
+    buffer_rows: BufferRows = 2**17,
     targets: Targets = None,
     validate_on: Validation = None,
     validate_targets: ValidationTargets = None,
@@ -210,11 +220,14 @@ def sweep(
     set_: Set = None,
     config: Config = None,
     together: many.Together = None,
+    parallel: Parallel = None,
     device: Device = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Train an SAE for each point of a grid in one pass over the activations; run again to resume.
+
+    They are stored, or a model gives them while it runs (--model, --site, --data), once for all.
 
     Members that differ in seed start from other weights and see the same rows in the same order
     (`order` is the seed of that order). A setting that only other families of the grid have is
@@ -222,13 +235,21 @@ def sweep(
 
     Example: `vision-sae sweep --acts acts/ --out sweep/ --grid family=topk,batchtopk
     --grid k=8,16,32 --grid seed=0,1`
+
+    Example: `vision-sae sweep --model emoji-clip --site visual.transformer.resblocks.4
+    --data emoji-canvas --out sweep/ --grid k=8,16` stores no activations
     """
     flags = {"family": family, "k": k, "expansion": expansion, "steps": steps_}
     flags |= {"batch_size": batch_size, "lr": lr, "centre": centre, "seed": seed}
     with show.errors():
         settings, points = settings_from(config, set_, flags), grid_from(grid)
-        stores = many.Stores(acts, targets, validate_on, validate_targets)
-        many.sweep(stores, out, points, settings, together, device, overwrite, json)
+        live = {"tokens": tokens.value, "buffer_rows": buffer_rows}
+        source = steps.reads(acts, model, site, data, device, live)
+        read = many.Reads(source, targets, validate_on, validate_targets)
+        many.sweep(
+            read, out, points, settings, together, device, overwrite, json,
+            parallel.value if parallel else None,
+        )  # fmt: skip
 
 
 @app.command()

@@ -8,7 +8,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from vision_sae import families as known
-from vision_sae.cli import show
+from vision_sae import parallel
+from vision_sae.cli import show, steps
 from vision_sae.errors import ConfigError
 from vision_sae.files import size
 from vision_sae.jobs.material import Material
@@ -36,26 +37,32 @@ Together = Annotated[
 NUMBERS = ["fvu", "cosine", "l0", "dead", "dense"]  # of the table at the end
 
 
-class Stores(NamedTuple):
-    """The folders that a sweep reads."""
+class Reads(NamedTuple):
+    """What a sweep reads: folders, or a running model in place of the first."""
 
-    acts: Path
+    acts: Path | steps.Extraction
     targets: Path | None = None
     validation: Path | None = None
     validation_targets: Path | None = None
 
-    def opened(self) -> Material:
-        others = (Store(folder) if folder else None for folder in self[1:])
-        return Material(Store(self.acts), *others)
+    def opened(self, device: str) -> Material:
+        others = (self.targets, self.validation, self.validation_targets)
+        stores = (Store(folder) if folder else None for folder in others)
+        return Material(steps.opened(self.acts, device), *stores)
 
 
 def sweep(
-    stores: Stores, out: Path, grid: dict[str, list[Any]], settings: dict[str, Any],
+    read: Reads, out: Path, grid: dict[str, list[Any]], settings: dict[str, Any],
     together: int | None, device: str | None, overwrite: bool, as_json: bool,
+    share: parallel.Kind | None = None,
 ) -> None:  # fmt: skip
     members = members_of(grid, settings)
-    opened = Sweep(stores.opened(), out, members, overwrite=overwrite, device=device)
-    train([opened], together)
+    with parallel.join(share or "rows") as group:  # alone without torchrun
+        material = read.opened(device or group.device)
+        opened = Sweep(material, out, members, overwrite=overwrite, device=device, group=group)
+        train([opened], together, shown=group.rank == 0)
+        if group.rank:
+            return
     if as_json:
         show.as_json(opened.index.model_dump())
     else:
@@ -78,9 +85,9 @@ class Follower:
         self.advance(total - sum(self.done.values()), "")
 
 
-def train(sweeps: Sequence[Sweep], together: int | None) -> None:
+def train(sweeps: Sequence[Sweep], together: int | None, shown: bool = True) -> None:
     total = sum(sweep.steps_left for sweep in sweeps)
-    with show.progress("train", total, "steps") as advance:
+    with show.progress("train", total, "steps", shown=shown) as advance:
         bar = Follower(advance)
         train_sweeps(sweeps, together=together, tell=bar.follow)
         bar.finish(total)
@@ -102,6 +109,7 @@ def suite(
         return
     if config is None:
         raise ConfigError("name a JSON file; `vision-sae suite --example` prints one")
+    parallel.refuse("a suite", "extract, train and sweep can")
     plan = plan_suite(config)
     if dry_run:
         show_plan(plan, as_json)
@@ -115,7 +123,8 @@ def suite(
 
 
 def run(plan: SuitePlan, overwrite: bool) -> SuiteIndex:
-    with show.progress("extract", plan.images, "images") as advance:
+    images = plan.images if plan.config.stored else 0
+    with show.progress("extract", images, "images", shown=plan.config.stored) as advance:
         extract_suite(plan, overwrite=overwrite, on_images=lambda n: advance(n, ""))
     sweeps = open_sweeps(plan, overwrite=overwrite)
     write_suite(plan)

@@ -124,7 +124,7 @@ class Training(NamedTuple):
 def train(job: Training, settings: dict[str, Any], share: parallel.Kind | None = None) -> SAE:
     steps = TrainConfig.of(steps=settings.get("steps", TrainConfig().steps)).steps
     with parallel.join(share or "rows") as group:  # alone without torchrun
-        store = _acts(job.acts, group.device)
+        store = opened(job.acts, group.device)
         with show.progress("train", steps, "steps", shown=group.rank == 0) as advance:
             bar = Follower(advance)
             sae = jobs.train_store(
@@ -156,7 +156,8 @@ def reads(
     return Extraction(model, [site], data, Path(), device, options)
 
 
-def _acts(acts: Path | Extraction, device: str) -> Store | Stream:
+def opened(acts: Path | Extraction, device: str) -> Store | Stream:
+    """What a training reads. Raises ConfigError for several sites."""
     if isinstance(acts, Path):
         return Store(acts)
     if len(acts.sites) != 1:

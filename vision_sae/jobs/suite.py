@@ -1,7 +1,8 @@
-"""SAEs for many sites of a model from one config: extraction, then all trainings in one pass.
+"""SAEs for many sites of a model from one config: extraction, then all trainings in one pass;
+or, with `stored` false, trainings on the model while it runs, once for all sites.
 
 OUT/index.json                the config, and every site with its members
-OUT/SITE/acts                 the activations, as `extract` writes them
+OUT/SITE/acts                 the activations, as `extract` writes them, where they are stored
 OUT/SITE/index.json           the site's sweep, as `train_sweep` writes it
 OUT/SITE/topk-k8              a member
 """
@@ -46,6 +47,7 @@ from vision_sae.provenance import Tokens
 from vision_sae.sae import SAEConfig
 from vision_sae.store import Store, StoreIndex
 from vision_sae.store.index import DType
+from vision_sae.stream import Stream, streams
 
 ACTS = "acts"
 FLOAT = 4  # bytes of a weight
@@ -55,7 +57,8 @@ class SuiteConfig(Frozen):
     """A suite: which sites of which model on which images, and what is trained on each.
 
     `sites` are module paths, or shell patterns in which * stays within a part between dots.
-    `settings` are those of every member, `grid` those that vary.
+    `settings` are those of every member, `grid` those that vary. With `stored` false nothing is
+    extracted: the model runs while SAEs train, `buffer_rows` of each site are shuffled together.
     """
 
     model: str
@@ -65,7 +68,9 @@ class SuiteConfig(Frozen):
     tokens: Tokens = "all"
     batch_size: int = Field(64, ge=1)
     dtype: DType = "float32"
-    strict: bool = False
+    strict: bool = False  # of an extraction: an image that cannot be read stops it
+    stored: bool = True
+    buffer_rows: int = Field(2**17, ge=1)
     settings: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
     together: int | None = Field(None, ge=1)  # members in memory at once
@@ -106,9 +111,13 @@ class SitePlan(NamedTuple):
     store: StoreIndex  # as it will be, without shards
     rows: int
     members: dict[str, SAEConfig]
+    stored: bool = True
 
     @property
     def acts_bytes(self) -> int:
+        """On disk."""
+        if not self.stored:
+            return 0
         return self.rows // self.store.tokens_per_image * self.store.image_bytes
 
     @property
@@ -227,7 +236,8 @@ def _site_plan(
     index = describe(adapter, source, site, config.tokens, config.dtype)
     rows = len(source) * index.tokens_per_image
     configs = {name: recipe(settings).config(site.width) for name, settings in members.items()}
-    return SitePlan(site, Path(config.out) / site.name, index, rows, configs)
+    folder = Path(config.out) / site.name
+    return SitePlan(site, folder, index, rows, configs, config.stored)
 
 
 def _weights(config: SAEConfig) -> int:
@@ -249,6 +259,8 @@ def extract_suite(
     config = plan.config
     _claim(plan, overwrite)
     write_suite(plan)
+    if not config.stored:
+        return
     extract_sites(
         plan.adapter, plan.source, {site.site.name: site.folder / ACTS for site in plan.sites},
         tokens=config.tokens, batch_size=config.batch_size, dtype=config.dtype,
@@ -258,14 +270,25 @@ def extract_suite(
 
 
 def open_sweeps(plan: SuitePlan, *, overwrite: bool = False) -> list[Sweep]:
-    """A sweep for each site, on its store."""
+    """A sweep for each site, on its store or on a stream of the running model."""
     return [
         Sweep(
-            Material(Store(site.folder / ACTS)), site.folder, plan.members,
+            Material(source), site.folder, plan.members,
             label=site.site.name, beside=ACTS, overwrite=overwrite,
         )
-        for site in plan.sites
+        for site, source in zip(plan.sites, _sources(plan), strict=True)
     ]  # fmt: skip
+
+
+def _sources(plan: SuitePlan) -> Sequence[Store | Stream]:
+    if plan.config.stored:
+        return [Store(site.folder / ACTS) for site in plan.sites]
+    c, names = plan.config, [site.site.name for site in plan.sites]
+    found = streams(
+        plan.adapter, plan.source, names, tokens=c.tokens, batch_size=c.batch_size, dtype=c.dtype,
+        buffer_rows=c.buffer_rows,
+    )  # fmt: skip
+    return list(found.values())
 
 
 def write_suite(plan: SuitePlan) -> SuiteIndex:
@@ -285,7 +308,10 @@ def _claim(plan: SuitePlan, overwrite: bool) -> None:
     claim_folder(folder, INDEX)
     if not (folder / INDEX).exists():
         return
-    found, names = read_suite(folder).suite, ("model", "data", "tokens", "dtype", "settings")
+    found, names = (
+        read_suite(folder).suite,
+        ("model", "data", "tokens", "dtype", "stored", "buffer_rows", "settings"),
+    )
     differ = [n for n in names if getattr(found, n) != getattr(plan.config, n)]
     if differ and not overwrite:
         raise CheckpointError(

@@ -22,6 +22,7 @@ from vision_sae.jobs.material import Material
 from vision_sae.jobs.settings import Recipe, Start, recipe, relevant
 from vision_sae.jobs.training import claim_training, prepared
 from vision_sae.measures.metrics import Metrics
+from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import Store
 from vision_sae.stream import Stream
@@ -64,17 +65,19 @@ def train_sweep(
     device: str | None = None,
     overwrite: bool = False,
     tell: Tell = lambda member, step, numbers: None,
+    group: Group = ALONE,
     **settings: Any,
 ) -> SweepIndex:
     """Train an SAE for each point of a grid, in one pass over the store; the same call resumes.
 
     `grid` and settings take the names that `train_store` takes. Members that differ in `seed`
     start from other weights and see the same rows in the same order, which is read once for all;
-    `order` is the seed of that order. At most `together` members are in memory at once.
+    `order` is the seed of that order. At most `together` members are in memory at once. `group`
+    comes from `parallel.join()`, when torchrun has started several processes.
     """
     material = Material(store, targets, validation, validation_targets)
     members = members_of(grid, settings)
-    sweep = Sweep(material, Path(out), members, device=device, overwrite=overwrite)
+    sweep = Sweep(material, Path(out), members, device=device, overwrite=overwrite, group=group)
     train_sweeps([sweep], together=together, tell=tell)
     return sweep.index
 
@@ -143,16 +146,19 @@ class Sweep:
         beside: str = INDEX,
         device: str | None = None,
         overwrite: bool = False,
+        group: Group = ALONE,
     ) -> None:
-        self.device = device
+        self.device, self.group = device, group
         self.material, self.folder, self.label = material, folder, label
         self.plans = {name: recipe(settings) for name, settings in members.items()}
         for plan in self.plans.values():
             self._config(plan)
-        self.index = self._opened(members, beside, overwrite)
-        for name in self.plans:
-            if overwrite or not self._finished(name):
-                claim_training(folder / name, overwrite)
+        self.index = SweepIndex()
+        if group.rank == 0:
+            self.index = self._opened(members, beside, overwrite)
+            for name in self.plans:
+                if overwrite or not self._finished(name):
+                    claim_training(folder / name, overwrite)
         self.update()
 
     def _config(self, plan: Recipe) -> SAEConfig:
@@ -185,16 +191,25 @@ class Sweep:
     def run(self, name: str, tell: Tell) -> Iterator[Run]:
         """A member as a run."""
         plan = self.plans[name]
-        sae = SAE(self._config(plan), seed=plan.start.seed).to(self.device or "cpu")
-        on_log = partial(tell, f"{self.label}/{name}" if self.label else name)
-        with prepared(self.material, sae, plan, self.folder / name, on_log) as run:
+        sae = SAE(self._config(plan), seed=plan.start.seed)
+        if self.group.size == 1:  # several processes place their parts themselves
+            sae = sae.to(self.device or self.group.device)
+        on_log, folder = partial(tell, self._called(name)), self.folder / name
+        with prepared(self.material, sae, plan, folder, on_log, rank=self.group.rank) as run:
             yield run
 
+    def _called(self, name: str) -> str:
+        return f"{self.label}/{name}" if self.label else name
+
     def update(self) -> None:
-        """Write the index, with the numbers of members that have finished."""
-        members = [self._updated(member) for member in self.index.members]
-        self.index = self.index.model_copy(update={"members": members})
-        write_json(self.folder / INDEX, self.index.model_dump())
+        """Write the index, with the numbers of members that have finished: one process for all."""
+        if self.group.rank == 0:
+            members = [self._updated(member) for member in self.index.members]
+            self.index = self.index.model_copy(update={"members": members})
+            write_json(self.folder / INDEX, self.index.model_dump())
+        self.group.total(0)  # the others wait
+        if self.group.rank:
+            self.index = read_index(self.folder)
 
     def _updated(self, member: Member) -> Member:
         finished = self._finished(member.name)
@@ -218,10 +233,11 @@ def train_sweeps(
     if together is not None and together < 1:
         raise ConfigError(f"together must be at least 1; got {together}")
     todo = [(sweep, name) for sweep in sweeps for name in sweep.unfinished]
-    size = together or max(1, len(todo))
+    size, group = together or max(1, len(todo)), sweeps[0].group if sweeps else ALONE
     for some in (todo[i : i + size] for i in range(0, len(todo), size)):
         with ExitStack() as stack:
-            train_all([stack.enter_context(sweep.run(name, tell)) for sweep, name in some])
+            runs = [stack.enter_context(sweep.run(name, tell)) for sweep, name in some]
+            train_all(runs, group=group)
         for sweep in sweeps:
             sweep.update()
 

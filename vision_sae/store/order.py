@@ -134,5 +134,10 @@ class Paired:
         other = self.outputs.batches(size, seed=seed, start=start, part=part)
         return ((x, y) for x, y in zip(one, other, strict=False))  # type: ignore[misc]
 
+    def locate(self, size: int, seed: int, batch: int, row: int, parts: int = 1) -> str:
+        """Where a row of a batch came from, among the inputs."""
+        locate = getattr(self.inputs, "locate", None)
+        return str(locate(size, seed, batch, row, parts)) if locate else f"row {row} of the batch"
+
     def sample(self, n: int, *, seed: int = 0) -> Batch:
         return next(self.batches(n, seed=seed))
