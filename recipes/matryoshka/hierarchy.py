@@ -1,10 +1,10 @@
 """Which latents are parts of which: a tree over the levels of a nested dictionary.
 
 A latent's level is the smallest trained prefix that holds it. A child fires (almost) only where its
-parent does, and the parent also elsewhere; shape key: s latents, e pairs that fire together.
+parent does, and the parent also elsewhere; shape key: s latents, d width.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,14 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vision_sae.matching import check_match
-from vision_sae.model.hooks import inference
-from vision_sae.recipes.matryoshka.level import Level, needs_levels
-from vision_sae.sae import SAE
 from vision_sae.sparse.codes import Codes
-from vision_sae.store import Store
 
-IMAGES = 256  # that are encoded at a time
+ROWS = 4096  # that are made dense at a time
 
 
 @dataclass(frozen=True)
@@ -75,94 +70,54 @@ class Hierarchy:
 
 
 def hierarchy(
-    sae: SAE,
-    store: Store,
+    codes: Codes,
+    atoms: Float[Tensor, "s d"],
+    bounds: Sequence[int],
     *,
     least: float = 0.5,
     cosine: float = 0.0,
     rows: int = 5,
-    tell: Callable[[int], None] = lambda images: None,
 ) -> Hierarchy:
-    """The tree that an SAE nested over prefixes has on a store.
+    """The tree that the latents of a nested dictionary form, from their codes (`own_codes`).
 
     A latent's parent is the latent of an earlier level with the largest P(parent | child), if that
     is at least `least`, above P(child | parent), above what independence would give, and the atoms'
-    cosine is above `cosine`. Latents that fire on fewer than `rows` rows have none. Each level's
-    codes are those of its own prefix, so that later latents cannot absorb what a parent sees.
-    Raises MismatchError, and ConfigError for an SAE that was not nested over prefixes.
+    cosine is above `cosine`. Latents that fire on fewer than `rows` rows have none.
     """
-    check_match(sae, store)
-    bounds = needs_levels(sae)
-    together, fired, total = _counts(sae, store, bounds, tell)
-    atoms = F.normalize(sae.W_dec.detach(), dim=1)
+    together, fired = _together(codes)
+    unit = F.normalize(atoms.detach(), dim=1)
     links = {}
-    for child in _enough(fired, rows):
-        link = _best(child, together, fired, total, bounds, atoms, least, cosine)
+    for child in (fired >= rows).nonzero()[:, 0].tolist():
+        before = max((bound for bound in bounds if bound <= child), default=0)
+        link = _best(child, before, together, fired, len(codes), unit, least, cosine)
         if link is not None:
             links[child] = link
-    return Hierarchy(bounds, fired.tolist(), total, links)
+    return Hierarchy(list(bounds), fired.tolist(), len(codes), links)
 
 
-def _enough(fired: Int[Tensor, " s"], rows: int) -> list[int]:
-    found: list[int] = (fired >= rows).nonzero()[:, 0].tolist()
-    return found
-
-
-def _counts(
-    sae: SAE, store: Store, bounds: list[int], tell: Callable[[int], None]
-) -> tuple[Int[Tensor, "s s"], Int[Tensor, " s"], int]:
-    """How often each latent fires with each of the levels before its own, and by itself."""
-    s = sae.config.s
+def _together(codes: Codes) -> tuple[Int[Tensor, "s s"], Int[Tensor, " s"]]:
+    """On how many rows each pair of latents fires, and each alone; dense [s s]."""
+    s = codes.width
     together = torch.zeros(s, s, dtype=torch.int32)
-    fired, total = torch.zeros(s, dtype=torch.int64), 0
-    levels = [Level(sae, prefix=bound) for bound in bounds]
-    with inference(sae):
-        for acts in store.in_order(IMAGES):
-            x = acts.flatten(0, 1)
-            on = [_fired(level.encode(x)) for level in levels]
-            start = 0
-            for number, bound in enumerate(bounds):
-                own = on[number][:, start:bound]
-                fired[start:bound] += own.sum(0).long()
-                if start:
-                    together[start:bound, :start] += _earlier(own, on[:number], bounds)
-                start = bound
-            total += len(x)
-            tell(len(acts))
-    return together, fired, total
-
-
-def _fired(codes: Codes) -> Float[Tensor, "n s"]:
-    """1 where a latent is active; dense, for a block of rows only."""
-    on = torch.zeros(len(codes), codes.width)
-    active = codes.active
-    on[codes.rows[active], codes.indices[active]] = 1
-    return on
-
-
-def _earlier(
-    own: Float[Tensor, "n c"], on: list[Tensor], bounds: list[int]
-) -> Int[Tensor, "c p"]:
-    """Rows that latents of one level share with those of each earlier one, in its own codes."""
-    start, parts = 0, []
-    for bound, fired in zip(bounds, on, strict=False):
-        parts.append(own.T @ fired[:, start:bound])
-        start = bound
-    return torch.cat(parts, 1).round().to(torch.int32)
+    for first in range(0, len(codes), ROWS):
+        some = codes.rows_at(slice(first, first + ROWS))
+        on = torch.zeros(len(some), s)
+        on[some.rows[some.active], some.indices[some.active]] = 1
+        together += (on.T @ on).round().to(torch.int32)
+    return together, together.diagonal().long()
 
 
 def _best(
     child: int,
+    before: int,
     together: Int[Tensor, "s s"],
     fired: Int[Tensor, " s"],
     total: int,
-    bounds: list[int],
     atoms: Float[Tensor, "s d"],
     least: float,
     cosine: float,
 ) -> Link | None:
-    """The link to the latent of an earlier level that fits best."""
-    before = max((bound for bound in bounds if bound <= child), default=0)
+    """The link to the one of the latents `before` that fits best."""
     if not before:
         return None
     both = together[child, :before].double()

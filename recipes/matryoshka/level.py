@@ -1,14 +1,21 @@
 """A nested SAE at one sparsity and width, as a dictionary that every measure reads."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae import nest
 from vision_sae.errors import ConfigError
+from vision_sae.matching import check_match
+from vision_sae.model.hooks import inference
 from vision_sae.sae import SAE, Output
-from vision_sae.sparse.codes import Codes
+from vision_sae.sparse.codes import Codes, Support
+from vision_sae.store import Store
+
+IMAGES = 256  # that are encoded at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,3 +77,39 @@ def needs_levels(sae: SAE) -> list[int]:
             "`vision-sae matryoshka --nest prefix` or `--nest both`"
         )
     return found
+
+
+def prefix_codes(
+    sae: SAE,
+    store: Store,
+    bounds: Sequence[int],
+    tell: Callable[[int], None] = lambda images: None,
+) -> list[Codes]:
+    """A store's codes by each prefix, active entries only. Raises MismatchError."""
+    check_match(sae, store)
+    levels = [Level(sae, prefix=bound) for bound in bounds]
+    parts: list[list[Codes]] = [[] for _ in levels]
+    with inference(sae):
+        for acts in store.in_order(IMAGES):
+            x = acts.flatten(0, 1)
+            for level, own in zip(levels, parts, strict=True):
+                own.append(level.encode(x).without_zeros())
+            tell(len(acts))
+    return [Codes.joined(own) for own in parts]
+
+
+def own_codes(codes: Sequence[Codes], bounds: Sequence[int]) -> Codes:
+    """Of each latent the codes by the smallest prefix that holds it.
+
+    There it is not yet rivalled by the finer latents of later levels, which may absorb what it
+    sees.
+    """
+    parts, start = [], 0
+    for one, bound in zip(codes, bounds, strict=True):
+        kept = ((one.indices >= start) & (one.indices < bound)).nonzero()[:, 0]
+        parts.append((one.rows[kept], one.indices[kept], one.values[kept]))
+        start = bound
+    rows, indices, values = (torch.cat(part) for part in zip(*parts, strict=True))
+    rows, order = rows.sort(stable=True)
+    support = Support.of_rows(rows, indices[order], len(codes[0]), codes[0].width)
+    return Codes(values[order], support)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vision_sae.errors import ConfigError
 from vision_sae.jobs import train_store
@@ -10,14 +10,13 @@ from vision_sae.sae import SAE
 from vision_sae.store import Store
 from vision_sae.stream import Stream
 
-Nesting = Literal["k", "prefix", "random", "both"]
 NESTINGS = ("k", "prefix", "random", "both")
 KS = (4, 8, 16, 32)
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 
 def nested_settings(
-    nest: Nesting = "both",
+    nest: str = "both",
     ks: Sequence[int] = KS,
     shares: Sequence[float] = SHARES,
     *,
@@ -48,7 +47,7 @@ def train_nested(
     store: Store | Stream,
     out: Path | str,
     *,
-    nest: Nesting = "both",
+    nest: str = "both",
     ks: Sequence[int] = KS,
     shares: Sequence[float] = SHARES,
     reversed: bool = False,
