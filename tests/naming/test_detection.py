@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -34,6 +34,7 @@ def planted(seed: int, images: int = 40) -> tuple[Tensor, Tensor, Tensor]:
     return dense, corners.float(), texts.float()
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_the_table_is_pair_counting_latent_by_latent(seed: int) -> None:
     dense, images, texts = planted(seed)
@@ -45,6 +46,7 @@ def test_the_table_is_pair_counting_latent_by_latent(seed: int) -> None:
             assert float(found[latent, word]) == pytest.approx(slow, nan_ok=True)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_each_own_text_is_the_tables_diagonal(seed: int) -> None:
     dense, images, texts = planted(seed)

@@ -98,7 +98,8 @@ def name_sae(
         )  # fmt: skip
         names = _explained(names, said, pointed, embed, texts, config)
         how["explained"] = len(said)
-    return Naming(_complete(_tested(names, tested_on, embed, texts, config), found.live), how)
+    names = _tested(names, tested_on, embed, texts, config)
+    return Naming(_complete(_judged(names, store, found), found.live), how)
 
 
 def _check(adapter: Adapter, store: Store, found: Scan, sae: SAE | None) -> TextImageAdapter:
@@ -192,15 +193,21 @@ def _tested(
     texts: Float[Tensor, "v e"],
     config: NamingConfig,
 ) -> list[Name]:
-    """What each name detects, and whether it is known to be right, on images that chose none."""
+    """What each name detects on images that chose none."""
     words = [name.word for name in names]
     unique = sorted(set(words))
     at = {word: i for i, word in enumerate(unique)}
     spoken = naming.centred(embed(unique), texts.mean(0) if config.centre else None)
     own = spoken[torch.tensor([at[word] for word in words])]
     fires = naming.firing(seen.codes, [name.latent for name in names])
-    tested = naming.detect(own, seen.embeddings, fires)
-    return naming.with_tests(names, tested, naming.check_known(words, seen.about, fires))
+    return naming.with_tests(names, naming.detect(own, seen.embeddings, fires))
+
+
+def _judged(names: list[Name], store: Store, found: Scan) -> list[Name]:
+    """Whether names are right by the labels of all images, which take no part in choosing them."""
+    fires = naming.firing(found.codes, [name.latent for name in names])
+    words = [name.word for name in names]
+    return naming.with_known(names, naming.check_known(words, store.about, fires))
 
 
 def _complete(names: list[Name], live: Sequence[int]) -> list[Name]:

@@ -33,6 +33,7 @@ from vision_sae.naming.names import (
     Naming,
     name_latents,
     nearest,
+    with_known,
     with_tests,
 )
 from vision_sae.naming.saved import (
@@ -96,6 +97,7 @@ __all__ = [
     "top_images",
     "vocabulary_of",
     "with_explanations",
+    "with_known",
     "with_tests",
     "write_naming",
 ]

@@ -22,8 +22,8 @@ class Name:
     """The best word for a latent, its cosine, and how far behind the next one is.
 
     `name` is `word`, or "unnamed" when the score is below the threshold. The rest is how the word
-    did on images that did not choose it: see `Tested` (auroc, positives, images, untested) and
-    `Known` (carried, right).
+    did: see `Tested` (auroc, positives, images, untested), of images that did not choose it, and
+    `Known` (carried, right), of the labels of all images.
     """
 
     latent: int
@@ -103,19 +103,14 @@ def _name(
     return Name(latent, name, score, next_word, score - next_score, word)
 
 
-def with_tests(
-    names: Sequence[Name], tested: Sequence[Tested], known: Sequence[Known]
-) -> list[Name]:
-    """The names with what their tests found."""
+def with_tests(names: Sequence[Name], tested: Sequence[Tested]) -> list[Name]:
+    """The names with how they do as detectors."""
     return [
-        replace(
-            name,
-            auroc=t.auroc,
-            positives=t.positives,
-            images=t.images,
-            untested=t.untested,
-            carried=k.carried,
-            right=k.right,
-        )  # fmt: skip
-        for name, t, k in zip(names, tested, known, strict=True)
+        replace(n, auroc=t.auroc, positives=t.positives, images=t.images, untested=t.untested)
+        for n, t in zip(names, tested, strict=True)
     ]
+
+
+def with_known(names: Sequence[Name], known: Sequence[Known]) -> list[Name]:
+    """The names with whether they are known to be right."""
+    return [replace(n, carried=k.carried, right=k.right) for n, k in zip(names, known, strict=True)]

@@ -59,9 +59,10 @@ function nameCard({ named }) {
   if (named.auroc === null) {
     return card("Name", "not tested", score, note(named.untested && `Not tested: ${named.untested}.`));
   }
-  const right = named.carried === null ? [] : meter("images known to show it", named.carried);
+  const right = named.carried === null ? [] : meter("its images labelled so", named.carried);
   const verdict = named.right === null ? null : note(named.right ? "The name is right: at least half "
-    + "of those images are labelled with it." : "Fewer than half of those images are labelled with it.");
+    + "of the images it fires on are labelled with it."
+    : "Fewer than half of the images it fires on are labelled with it.");
   return card("Name", `tested on ${num(named.images, 7)} held-out images, it fires on ${named.positives}`,
     score, el("div", { class: "meters" }, meter("AUROC of the name", named.auroc), right), verdict);
 }
