@@ -1,7 +1,9 @@
 """One latent per concept: on planted features whose rows are labelled."""
 
+import sys
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vision_sae import losses
+from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError
+from vision_sae.model.adapter import fingerprint
+from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.assign import (
     assign,
     first_score,
@@ -18,6 +23,7 @@ from vision_sae.recipes.unlearn.assign import (
     matched,
     supervised,
 )
+from vision_sae.recipes.unlearn.prompts import Labelled
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.synthetic import Synthetic, SyntheticConfig
 from vision_sae.train import TrainConfig, train
@@ -191,3 +197,28 @@ def test_bad_input_is_refused(base: SAE) -> None:
     coder = SAE(SAEConfig.of(16, 32, "relu", d_out=8))
     with pytest.raises(ConfigError, match="not in transcoders"):
         assign(coder, labelled(), CONCEPTS)
+
+
+# ---- as a method of the benchmark
+
+
+@pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")
+def test_as_a_method_the_assigned_latent_alone_is_edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers")
+    sys.path.append(str(Path(__file__).parents[1] / "adapters"))
+    from diffusers_models import pipeline
+
+    pairs = [(o, s) for o in "abc" for s in "xy"]
+    rows = [Labelled(Prompt(o + s, i), {"object": o, "style": s}) for i, (o, s) in enumerate(pairs)]
+    monkeypatch.setattr(methods, "asked", lambda per_pair: rows)
+    monkeypatch.setattr(methods, "all_concepts", lambda: ["object:a", "object:b", "style:x"])
+    site, pipe = "mid_block.attentions.0:update", pipeline("sd")
+    sae = SAE(SAEConfig.of(16, 32, "batchtopk", k=4), seed=0).eval()
+    first = methods.Observed(pipe, lambda: {site: sae})
+    method = methods.AssignedLatents(first, steps=2)
+    plan = method._plan("style:x")
+    (edit,), mine = plan.edits, int(method.assigned[site].latents[2])
+    assert edit.latents[(edit.strengths != 0).any(0)].tolist() == [mine]
+    assert edit.sae == fingerprint(method.assigned[site].sae) != fingerprint(sae)
+    with method.fit(pipe, ["style:x", "object:b"])(pipe) as draw:
+        assert draw is pipe
