@@ -193,7 +193,7 @@ def explain(
 ) -> None:
     """The concepts behind a decision, with contributions that sum to the logit; what-ifs.
 
-    Example: `vision-sae bottleneck explain cbm/ --data emoji-canvas:test --key noto/1f600`
+    Example: `vision-sae bottleneck explain cbm/ --data emoji-canvas:test --key dove__twemoji`
 
     Example: `vision-sae bottleneck explain cbm/ --data photos/ --key dog/001 --set grass=0`
     """
