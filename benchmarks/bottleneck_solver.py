@@ -109,7 +109,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     scaled = csr_array(X.multiply(unit[None, :]))
     one_hot = np.eye(args.classes)[y[:cut]]
     problem = Problem(scaled[:cut], one_hot, "sigmoid" if name == "skglm" else "softmax", RHO)
-    grid = strengths(Problem(scaled[:cut], one_hot, "softmax", RHO), args.strengths, 0.01)
+    grid = strengths(Problem(scaled[:cut], one_hot, "softmax", RHO), args.strengths, 1e-3)
     started, marks, found = (time.process_time(), time.perf_counter()), [], []
     for fit in SOLVERS[name](problem, y[:cut], grid):
         marks.append(time.process_time() - started[0])
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    usual = {"rows": 50_000, "latents": 8192, "classes": 10, "k": 32, "strengths": 30, "seed": 0}
+    usual = {"rows": 50_000, "latents": 8192, "classes": 10, "k": 32, "strengths": 36, "seed": 0}
     for option, value in usual.items():
         parser.add_argument(f"--{option}", type=int, default=value)
     parser.add_argument("--limit", type=float, default=300)

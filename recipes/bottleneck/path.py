@@ -28,8 +28,8 @@ class PathConfig:
     penalty in its place (the relaxed lasso, Meinshausen 2007)."""
 
     l1_ratio: float = 0.95
-    strengths: int = 30
-    smallest: float = 1e-2
+    strengths: int = 36
+    smallest: float = 1e-3
     scale: Scale = "deviation"
     centre: bool = True
     relaxed: bool = False
