@@ -107,13 +107,14 @@ def test_what_cannot_be_reported_on_is_refused(acts: Path) -> None:
 
 def test_every_row_of_the_suite_that_needs_labels_gives_its_scores(case: Case) -> None:
     rows = [m for m in MEASURES if m.run.__module__ in (cases.__name__, visaebench.__name__)]
-    assert len(rows) == 12
+    assert len(rows) == 13
     scores = {name: s for m in rows for name, s in measured(case, m).items()}
     assert scores["coverage"].value > 0.95
     assert scores["probe_1"].value > 0.95
     assert scores["visaebench.probe_ratio"].value == pytest.approx(1, abs=0.02)
     assert scores["visaebench.transfer"].value > 0.8
     assert scores["tpp_2"].value > 0.3
+    assert "no image has the label 'hour'" in str(scores["ring_x"].reason)
     assert "hierarchy" in str(scores["visaebench.absorption"].reason)
     assert all(s.reason for s in scores.values() if math.isnan(s.value))
 

@@ -153,6 +153,17 @@ MEASURES: tuple[Measure, ...] = (
         {"absorption": "lower", "absorption_full": "lower"},
         ("labels", "classes"),
     ),
+    Measure(
+        "circularity",
+        cases.clock,
+        {
+            "ring_x": "neither",
+            "ring_x_hat": "higher",
+            "ring_latents": "higher",
+            "ring_rank": "higher",
+        },
+        ("labels",),
+    ),
     Measure("mdl", cases.description, {"mdl_bits": "lower"}),
     # ViSAEBench's seven, by its definitions
     Measure(

@@ -16,6 +16,7 @@ from vision_sae.measures.case import Case, Sample
 from vision_sae.measures.labelled import infomec as info
 from vision_sae.measures.labelled import probing, readout
 from vision_sae.measures.labelled.absorption import absorption
+from vision_sae.measures.labelled.circular import circularity
 from vision_sae.measures.labelled.control import control
 from vision_sae.measures.labelled.coverage import board, coverage
 from vision_sae.measures.labelled.rows import ImageRows, of_case
@@ -26,6 +27,7 @@ from vision_sae.measures.score import Score, Scores, scored, undefined
 
 EDITS = (1, 4)  # latents out and in
 ABLATED = (2, 10, 50)
+HOUR = "hour"
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +158,28 @@ def description(case: Case) -> Scores:
     with torch.no_grad():
         found = mdl(case.on_test.codes, case.test.rows, case.dictionary.decode)
     return {"mdl_bits": scored(found.bits, found.reason, n=len(case.test.rows))}
+
+
+def clock(case: Case) -> Scores:
+    """ring_x, ring_x_hat, ring_latents: circular correlation of the hour with what is read off x,
+    the reconstruction and the cluster of latents for clock faces; ring_rank: the share of random
+    clusters that are less of a ring (above .95 is remarkable). See circular.py. n: images; clusters.
+
+    The hour is the label `hour`, 12 to a turn. Raises DataError without it.
+    """
+    about = [*case.fit.about, *case.test.about]
+    hours = torch.tensor([float(row.get(HOUR, math.nan)) for row in about])
+    if not bool(hours.isfinite().any()):
+        raise DataError(f"no image has the label {HOUR!r}, whose values are a circle")
+    held_out = torch.arange(len(about)) >= case.fit.images
+    found = circularity(rows_of(case), 2 * math.pi * hours / 12, held_out)
+    why = found.reason or "no random cluster fires on enough images"
+    rings = {"ring_x": found.x, "ring_x_hat": found.x_hat, "ring_latents": found.own}
+    scores = {
+        name: scored(one.correlation, one.reason or "no angle varies", n=one.n)
+        for name, one in rings.items()
+    }
+    return scores | {"ring_rank": scored(found.share_below, why, n=found.controls)}
 
 
 def ceiling_score(given: Known, x: torch.Tensor) -> Score:
