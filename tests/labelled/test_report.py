@@ -110,7 +110,7 @@ def test_every_row_of_the_suite_that_needs_labels_gives_its_scores(case: Case) -
     assert len(rows) == 13
     scores = {name: s for m in rows for name, s in measured(case, m).items()}
     assert scores["coverage"].value > 0.95
-    assert scores["probe_1"].value > 0.95
+    assert scores["probe_1"].value > 0.9
     assert scores["visaebench.probe_ratio"].value == pytest.approx(1, abs=0.02)
     assert scores["visaebench.transfer"].value > 0.8
     assert scores["tpp_2"].value > 0.3

@@ -163,7 +163,8 @@ def description(case: Case) -> Scores:
 def clock(case: Case) -> Scores:
     """ring_x, ring_x_hat, ring_latents: circular correlation of the hour with what is read off x,
     the reconstruction and the cluster of latents for clock faces; ring_rank: the share of random
-    clusters that are less of a ring (above .95 is remarkable). See circular.py. n: images; clusters.
+    clusters that are less of a ring (above .95 is remarkable). See circular.py. n: images,
+    clusters.
 
     The hour is the label `hour`, 12 to a turn. Raises DataError without it.
     """

@@ -1,8 +1,8 @@
 """Do several latents together make a circle? Multi-dimensional features (Engels et al. 2024).
 
 "Not All Language Model Features Are One-Dimensionally Linear" (arXiv 2405.14860): clusters of
-atoms, what each cluster reconstructs, and whether a plane of it can be taken apart into one-dimensional
-features. Hours of clock faces are the circle that is known.
+atoms, what each cluster reconstructs, and whether a plane of it can be taken apart into
+one-dimensional features. Hours of clock faces are the circle that is known.
 """
 
 import math
