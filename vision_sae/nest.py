@@ -83,6 +83,7 @@ class Ks(_Nest):
     """The k strongest latents of each row, for several k (MSAE, Zaigrajew et al. 2025).
 
     Where rows have more latents than the largest k, all of them together are the last group.
+    Strongest by |code|, as latents compete, whatever the norm of their atoms.
     `uniform` counts each loss alike; `reversed` counts the smallest k most (G, G - 1, ..., 1).
     """
 

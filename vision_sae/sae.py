@@ -41,6 +41,8 @@ class SAEConfig(Frozen):
     transcoders and archetypal dictionaries. In the worlds of benchmarks/synthetic.py BatchTopK has
     MCC .89 and F1 .52 with free atoms, .81 and .42 with unit ones (nested in prefixes .82 and .46,
     .61 and .24); on activations of emoji-clip FVU .1775 and .1800. Tied weights keep unit norm.
+    With free atoms a code alone does not say how much a latent adds: that is the code times the
+    norm of its atom. `fold_norms` (for BatchTopK after `fold_threshold`) makes codes that.
 
     `rescale`: latents compete by z times their atom's norm. Then a norm changes the units of codes
     only, neither the choice nor the reconstruction, so `of` keeps unit atoms, with which it does

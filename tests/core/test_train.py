@@ -50,10 +50,23 @@ def whitened(case: Any) -> bool:
 # ---- every variant
 
 
-@pytest.mark.parametrize("inputs", ["none", "scale", "whiten"])
-def test_training_lowers_the_loss(case: Any, inputs: str, advance: Advance) -> None:
-    if inputs == "whiten" and not whitened(case):
-        pytest.skip("refused")
+# one variant of each kind: for what does not depend on the others
+EACH = ["topk", "topk-archetypal", "topk-competing", "batchtopk", "batchtopk-prefix", "abstopk",
+        "groupmax", "relu", "panneal", "jumprelu-step", "gated", "mp"]  # fmt: skip
+
+
+def test_training_lowers_the_loss(case: Any, advance: Advance) -> None:
+    assert_lowered(case, "scale", advance)
+
+
+@pytest.mark.parametrize("case", [*EACH, "topk-transcoder", "topk-layer_norm"], indirect=True)
+@pytest.mark.parametrize("inputs", ["none", "whiten"])
+def test_other_treatments_of_inputs_lower_it_too(case: Any, inputs: str, advance: Advance) -> None:
+    if inputs == "none" or whitened(case):
+        assert_lowered(case, inputs, advance)
+
+
+def assert_lowered(case: Any, inputs: str, advance: Advance) -> None:
     trainer = case.trainer(inputs=inputs, steps=40, lr=0.02, dead="none", sparsity_warmup=0)
     numbers = advance(trainer, 40)
     first, last = numbers[:4], numbers[-4:]
@@ -95,13 +108,21 @@ def test_what_is_learnt_on_treated_inputs_is_returned_for_the_data(
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rows"])
 def test_a_resumed_training_is_the_same_bit_for_bit(
-    case: Any, optimizer: str, advance: Advance, tmp_path: Path
+    case: Any, advance: Advance, tmp_path: Path
 ) -> None:
     """Weights, moments, counters, thresholds, the penalty's memory, the average and the best."""
-    if optimizer == "rows" and case.config.dictionary:
-        pytest.skip("refused")
+    assert_resumed(case, "adam", advance, tmp_path)
+
+
+@pytest.mark.parametrize("case", [name for name in EACH if "archetypal" not in name], indirect=True)
+def test_the_lean_optimizer_resumes_bit_for_bit_too(
+    case: Any, advance: Advance, tmp_path: Path
+) -> None:
+    assert_resumed(case, "rows", advance, tmp_path)
+
+
+def assert_resumed(case: Any, optimizer: str, advance: Advance, tmp_path: Path) -> None:
     options: dict[str, Any] = {"optimizer": optimizer, "ema": 0.9, "validate_every": 3}
     held_out = None if case.config.d_out else case.source().all[:40]
     whole, first, second = (case.trainer(seed, **options) for seed in (0, 0, 1))

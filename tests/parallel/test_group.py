@@ -167,3 +167,12 @@ def test_latents_of_one_width_are_not_taken_for_b_dec(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Group, "same", lambda self, tensors: None)
     whole = sae(8)
     assert "b_dec" not in sharded.latent_names(whole, sharded.spread_out(whole, TWO))
+
+
+def test_what_runs_in_one_process_is_refused_under_torchrun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parallel.refuse("a suite", "train can")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="a suite runs in one process, not under torchrun; train"):
+        parallel.refuse("a suite", "train can")
