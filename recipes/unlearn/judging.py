@@ -108,7 +108,8 @@ def _share(hits: Sequence[bool | None], mine: Sequence[bool], own: bool) -> floa
 class Trial:
     """Validation pictures of one concept, half of them asked with it: what a removal does to them.
 
-    Every prompt of a table once, with seeds that no split of the benchmark and no statistics have.
+    Of every prompt of a table once, on seeds of its own: for emoji-diffusion those of the
+    benchmark's validation split, which statistics and test pictures do not have.
     """
 
     pipe: Any
