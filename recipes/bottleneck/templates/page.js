@@ -68,9 +68,9 @@ function conceptRow(n, value, largest, { first, count = 4, side = 36 } = {}) {
   }, first, el("span", { class: "label" }, label(n)), signed(value, largest),
   el("span", { class: "value" }, signs(value)), strip(n, count, side));
 }
-function plainRow(text, value, heated) {
-  return el("div", { class: `concept plain${heated ? " heated" : ""}` }, heated && el("span"),
-    el("span", { class: "label" }, text), el("span"), el("span", { class: "value" }, signs(value)));
+function plainRow(text, value) {
+  return el("div", { class: "concept plain" }, el("span", { class: "label" }, text),
+    el("span", { class: "value" }, signs(value)));
 }
 
 // ---- the page's parts
@@ -163,19 +163,19 @@ function imageCard(card, start) {
   const shown = some.map(([n, v]) => {
     const heat = card.heats[n], canvas = heat && el("canvas");
     if (heat) paintHeat(canvas, heat, "image");
-    return conceptRow(n, v, largest, { first: thumb(card.image, 40, canvas), count: 3 });
+    return conceptRow(n, v, largest, { first: thumb(card.image, 40, canvas), count: 3, side: 32 });
   });
   const sum = rest.reduce((total, [, v]) => total + v, 0);
   return el("article", { class: "card image" },
     el("div", null, thumb(card.image, 104), el("div", { class: "verdict" },
-      el("b", { class: right ? "right" : "wrong" }, named(now)), percent(p[c]),
+      el("b", { class: right ? "holds" : "wrong" }, named(now)), percent(p[c]),
       right ? " · right" : el("span", null, ` · is ${named(true_)}`),
       moved ? el("div", null, `was ${named(before[card.row])}`) : null,
       el("div", null, vsae.images[card.image][1]),
       el("div", null, `${count(card.reach["95%"], "concept")} to 95%`))),
-    el("div", null, shown, rest.length ? plainRow(`${rest.length} more`, sum, true) : null,
-      plainRow("intercept and centring", start[c], true),
-      el("div", { class: "sum" }, plainRow(`logit of ${classes[c]}`, z[c], true))));
+    el("div", null, shown, rest.length ? plainRow(`${rest.length} more`, sum) : null,
+      plainRow("intercept and centring", start[c]),
+      el("div", { class: "sum" }, plainRow(`logit of ${classes[c]}`, z[c]))));
 }
 
 function refresh() {
