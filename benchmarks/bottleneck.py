@@ -47,6 +47,7 @@ from vision_sae.recipes.bottleneck.compare import (
     compare,
     measured,
 )
+from vision_sae.recipes.bottleneck.names import like
 from vision_sae.recipes.bottleneck.tasks import PARTS, Task, open_task
 
 SITE = "visual"
@@ -59,6 +60,7 @@ GROUND = "canvas-spurious-ground"
 TASKS = ("canvas-category", "canvas-style", "canvas-skin-tone", "canvas-concept", GROUND,
          "canvas-spurious-style", "digits")  # fmt: skip
 QUICK = ("canvas-skin-tone", GROUND)
+BASELINES = tuple(method for method in METHODS if method != OURS)
 Cell = dict[str, Any]
 
 
@@ -75,8 +77,9 @@ def options() -> argparse.Namespace:
     made.add_argument("--s", type=int, default=1024, help="latents")
     made.add_argument("--k", type=int, default=64)
     made.add_argument("--steps", type=int, default=500)
+    made.add_argument("--like", type=float, default=0.15, help="cosine of removal by query")
     made.add_argument("--set", nargs="*", default=(), help="of the bottleneck: l1_ratio=0.5 ...")
-    made.add_argument("--without-baselines", action="store_true")
+    made.add_argument("--baselines", nargs="*", default=BASELINES, choices=BASELINES)
     return made.parse_args()
 
 
@@ -172,16 +175,11 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def vocabulary() -> list[str]:
-    """What EmojiCanvas' factors are called: kinds of things, styles, skin tones, colours."""
+    """Names of EmojiCanvas' validation pictures, colours and styles."""
     from vision_sae.assets.canvas import GROUNDS, STYLES, emoji_canvas
 
-    about = emoji_canvas("train").about
-    kinds = {row["subcategory"].replace("-", " ") for row in about}
-    kinds |= {row["category"].replace("-", " and ") for row in about}
-    styles = {f"{style.replace('-', ' ')} style" for style in STYLES}
-    tones = {f"{row['skin_tone'].replace('-', ' ')} skin tone" for row in about
-             if "skin_tone" in row}  # fmt: skip
-    return sorted(kinds | styles | tones | set(GROUNDS) | {"white", "grey", "pink"})
+    names = {row["name"] for row in emoji_canvas("validation").about}
+    return sorted(names | set(GROUNDS) | {f"{style.replace('-', ' ')} style" for style in STYLES})
 
 
 @torch.no_grad()
@@ -206,30 +204,44 @@ def bottleneck_cell(bench: Bench, name: str, seed: int) -> Cell:
 def corrected(
     bench: Bench, task: Task, sae: SAE, cbm: Bottleneck, parts: dict[str, Seen], rows: list[Any]
 ) -> Cell:
-    """Concepts whose name is one of the task's spurious words, or has one, are removed."""
+    """Without the concepts that speak of the task's spurious words: by their names, which have one
+    of the words, and by query, as their decoder direction is like a word's embedding."""
     words, embedded = bench.words
     fires = [i for i, n in enumerate((parts["train"].concepts != 0).sum(0).tolist()) if n]
-    directions = F.normalize(sae.W_dec.detach()[fires], dim=1)
-    names = {n.latent: n.name for n in name_latents(fires, directions, words, embedded)}
-    cbm.names_ = names
-    asked = [w for w in task.spurious if any(w in name for name in names.values())]
-    gone = cbm.find(asked, many=True) if asked else []
-    fixed = cbm.without(gone)
-    rows.append(
-        measured("without, by name", fixed, parts["test"].concepts, parts["test"]).as_dict()
-    )
+    directions = F.normalize(sae.W_dec.detach(), dim=1)
+    names = name_latents(fires, directions[fires], words, embedded)
+    named = {name.latent: name.name for name in names}
+    queries = embed_words(bench.adapter, task.spurious) - embedded.mean(0)
+    near = [
+        one.concept
+        for query in queries
+        for one in like(query, directions, named, least=bench.args.like, top=len(directions))
+    ]
+    removed = {
+        "by name": [i for i, name in named.items() if any(w in name for w in task.spurious)],
+        "by query": sorted(set(near) & set(fires)),
+    }  # fmt: skip
+    for how, gone in removed.items():
+        rows += _without(f"without, {how}", cbm, gone, parts)
+    used = set(cbm.head_.used)
+    told = {how: {str(i): named[i] for i in gone if i in used} for how, gone in removed.items()}
+    return {"removed of those in use": told, "removed": {h: len(g) for h, g in removed.items()}}
+
+
+def _without(how: str, cbm: Bottleneck, gone: list[int], parts: dict[str, Seen]) -> list[Any]:
+    """The head as it is without some concepts, and one fitted anew on the others."""
+    fixed, test = cbm.without(gone), parts["test"]
     again = fixed.refit(
         parts["train"].concepts, parts["train"].labels,
         validation=(parts["validation"].concepts, parts["validation"].labels),
     )  # fmt: skip
-    rows.append(measured("without, refitted", again, test.concepts, test).as_dict())
-    return {"removed": {names.get(i, str(i)): i for i in gone}, "asked": asked}
+    heads = {how: fixed, f"{how}, refitted": again}
+    return [measured(name, head, test.concepts, test).as_dict() for name, head in heads.items()]
 
 
 def baseline_cell(bench: Bench, name: str) -> Cell:
     task, parts = bench.task(name), bench.seen(name, bench.sae(bench.args.seeds[0]))
-    methods = [m for m in METHODS if m != OURS]
-    rows = compare(parts, bench.texts(task), methods=methods, settings=bench.settings,
+    rows = compare(parts, bench.texts(task), methods=bench.args.baselines, settings=bench.settings,
                    tell=bench.tell)  # fmt: skip
     return {"task": name, "rows": [row.as_dict() for row in rows]}
 
@@ -250,7 +262,7 @@ def run(bench: Bench, tasks: list[str], seeds: list[int]) -> list[Cell]:
             cells.append(
                 bench.cell(f"{name}-{seed}", lambda s=seed, n=name: bottleneck_cell(bench, n, s))
             )
-        if not bench.args.without_baselines:
+        if bench.args.baselines:
             cells.append(bench.cell(f"{name}-baselines", lambda n=name: baseline_cell(bench, n)))
     return cells
 

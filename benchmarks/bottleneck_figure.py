@@ -15,8 +15,12 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 PROBE = "linear probe, where the SAE reads"
 SHOWN = {"canvas-category": "#0072b2", "canvas-style": "#d55e00", "canvas-skin-tone": "#009e73"}
-BARS = {PROBE: "probe", "bottleneck": "bottleneck", "without, by name": "concepts removed\nby name",
-        "without, refitted": "and refitted"}  # fmt: skip
+BARS = {
+    PROBE: "probe",
+    "bottleneck": "bottleneck",
+    "without, by query": "without, by query",
+    "without, by query, refitted": "and refitted",
+}
 
 
 def values(cells: list[Any], task: str, method: str, name: str) -> list[float]:
