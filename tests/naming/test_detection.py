@@ -125,6 +125,6 @@ def test_a_name_is_right_when_half_of_the_latents_images_carry_it() -> None:
     dense[:8, 0], dense[4:14, 1], dense[:3, 2], dense[:8, 3] = 1, 1, 1, 1
     fires = firing(codes_of(dense), range(4))
     right, wrong, few, unheard = check_known(["dog", "dog", "dog", "zebra"], about, fires)
-    assert (right.carried, right.usual, right.right) == (0.75, pytest.approx(0.3), True)
-    assert (wrong.carried, wrong.right) == (pytest.approx(0.2), False)
-    assert few.right is None and unheard.right is None
+    assert (right.carried, right.found, right.verdict) == (0.75, 1.0, "right")
+    assert (wrong.carried, wrong.found) == (pytest.approx(0.2), pytest.approx(1 / 3))
+    assert wrong.verdict == "wrong" and few.verdict is None and unheard.verdict is None

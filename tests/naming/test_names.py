@@ -80,10 +80,11 @@ def test_one_word_is_no_choice() -> None:
 def test_a_name_detects_from_an_auroc_of_080() -> None:
     names = [Name(i, "a", 0.5, "b", 0.1, "a") for i in range(3)]
     tests = [Held(0.8, 9, 50), Held(0.79, 9, 50), Held(None, 2, 50, "too few")]
-    known = [Known(0.5, 0.1), Known(0.4, 0.1), Known(None, None)]
+    known = [Known(0.5, 0.1), Known(0.4, 0.6), Known(None, None)]
     found = with_known(with_tests(names, tests), known)
+    assert Known(0.4, 0.4).verdict == "wrong"
     assert [n.detects for n in found] == [True, False, False]
-    assert [n.right for n in found] == [True, False, None]
+    assert [n.verdict for n in found] == ["right", "narrow", None]
     assert found[2].untested == "too few" and found[0].positives == 9
 
 

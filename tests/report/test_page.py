@@ -189,13 +189,13 @@ def test_missing_parts_and_odd_numbers_are_valid_data(tmp_path: Path) -> None:
 
 
 def test_names_come_with_their_tests_and_the_unnamed_without_a_name(tmp_path: Path) -> None:
-    tested = Name(0, "dog", 0.4, "wolf", 0.1, "dog", 0.93, 12, 731, "", 0.75, True)
+    tested = Name(0, "dog", 0.4, "wolf", 0.1, "dog", 0.93, 12, 731, "", 0.75, 0.5, "right")
     unnamed = Name(1, UNNAMED, 0.1, "wolf", 0.0, "dog", untested="it fires on 2 of 731")
     write_page(report([latent(0, name=tested), latent(1, name=unnamed)]), tmp_path)
     rows = read(tmp_path, "overview")["latents"]
     assert [(row["name"], row["auroc"]) for row in rows] == [("dog", 0.93), (None, None)]
     first, second = (row["named"] for row in read(tmp_path, "latents-0"))
-    assert (first["positives"], first["images"], first["right"]) == (12, 731, True)
+    assert (first["positives"], first["images"], first["verdict"]) == (12, 731, "right")
     assert (second["word"], second["untested"]) == ("dog", "it fires on 2 of 731")
 
 

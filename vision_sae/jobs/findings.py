@@ -17,8 +17,8 @@ DETECTIONS = "detections.json"
 def summary_of(names: Sequence[Name], detections: Sequence[Detection]) -> dict[str, float]:
     """The numbers that say how interpretable the latents are; shares are of live latents.
 
-    "of those tested" is of latents that fire on enough held-out images, "known right" of those
-    whose word some images are known to carry.
+    "of those tested" is of latents that fire on enough held-out images, "of those judged" of those
+    whose name enough images are labelled with.
     """
     live = len(names)
     if not live:
@@ -44,14 +44,11 @@ def names_that_hold(names: Sequence[Name]) -> dict[str, float]:
         found["share tested on held-out images"] = len(tested) / len(names)
         found["names that detect (AUROC of 0.8 or more)"] = detecting / len(names)
         found["names that detect, of those tested"] = detecting / len(tested)
-    judged = [n for n in named if n.right is not None]
+    judged = [n.verdict for n in named if n.verdict is not None]
     if judged:
-        found["names known right, of those that can be"] = sum(map(_right, judged)) / len(judged)
+        found["names known right, of those judged"] = judged.count("right") / len(judged)
+        found["names known to say a part, of those judged"] = judged.count("narrow") / len(judged)
     return found
-
-
-def _right(name: Name) -> bool:
-    return name.right is True
 
 
 def findings_as_data(naming: Naming, detections: Sequence[Detection]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from vision_sae.sae import SAE
 from vision_sae.store import Store
 
 THRESHOLD = 0.2  # cosine below which a latent is unnamed
-CANDIDATES = 20
-SPLICED = 8  # images that each atom is added to
+CANDIDATES = 1
+SPLICED = 4  # images that each atom is added to
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from vision_sae.naming.explain import (
     load_explainer,
     with_explanations,
 )
-from vision_sae.naming.known import Known, carriers, check_known
+from vision_sae.naming.known import Known, Verdict, carriers, check_known
 from vision_sae.naming.names import (
     DETECTS,
     UNNAMED,
@@ -68,6 +68,7 @@ __all__ = [
     "Naming",
     "Seen",
     "Tested",
+    "Verdict",
     "Vocabulary",
     "best_detecting",
     "carriers",

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,23 +12,30 @@ from torch import Tensor
 from vision_sae.naming.detection import LEAST
 
 NO_WORDS = frozenset({"caption", "emoji", "held_out", "key", "seed", "guidance"})
-RIGHT = 0.5  # share of a latent's images that must carry its name
+HALF = 0.5
+Verdict = Literal["right", "narrow", "wrong"]
 
 
 @dataclass(frozen=True)
 class Known:
-    """How many of the images that a latent fires on are known to show what its name says.
+    """Whether the images that a latent fires on are known to show what its name says.
 
-    `carried` is that share, `usual` the share among all images; None, when fewer than LEAST images
-    of all carry the name or the latent fires on fewer. `right` when at least half carry it.
+    `carried` is the share of them that carry the name, `found` the share of those that carry it on
+    which the latent fires: precision and recall. None, when fewer than LEAST images carry the name,
+    or when the latent fires on fewer. The name is `right` when at least half carry it; else it is
+    `narrow`, and says a part of what the latent sees, when at least half are found.
     """
 
     carried: float | None
-    usual: float | None
+    found: float | None
 
     @property
-    def right(self) -> bool | None:
-        return None if self.carried is None else self.carried >= RIGHT
+    def verdict(self) -> Verdict | None:
+        if self.carried is None or self.found is None:
+            return None
+        if self.carried >= HALF:
+            return "right"
+        return "narrow" if self.found >= HALF else "wrong"
 
 
 def carriers(
@@ -59,8 +66,8 @@ def check_known(
         if min(len(carried[word]), len(images)) < LEAST:
             found.append(Known(None, None))
             continue
-        share = float(torch.isin(images, carried[word]).float().mean())
-        found.append(Known(share, len(carried[word]) / fires.shape[1]))
+        both = int(torch.isin(images, carried[word]).sum())
+        found.append(Known(both / len(images), both / len(carried[word])))
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vision_sae.errors import DataError
 from vision_sae.naming.detection import Tested
-from vision_sae.naming.known import Known
+from vision_sae.naming.known import Known, Verdict
 
 UNNAMED = "unnamed"
 DETECTS = 0.8  # AUROC from which a name is said to detect
@@ -23,7 +23,7 @@ class Name:
 
     `name` is `word`, or "unnamed" when the score is below the threshold. The rest is how the word
     did: see `Tested` (auroc, positives, images, untested), of images that did not choose it, and
-    `Known` (carried, right), of the labels of all images.
+    `Known` (carried, found, verdict), by the labels of all images.
     """
 
     latent: int
@@ -37,7 +37,8 @@ class Name:
     images: int = 0
     untested: str = ""
     carried: float | None = None
-    right: bool | None = None
+    found: float | None = None
+    verdict: Verdict | None = None
 
     @property
     def detects(self) -> bool:
@@ -113,4 +114,7 @@ def with_tests(names: Sequence[Name], tested: Sequence[Tested]) -> list[Name]:
 
 def with_known(names: Sequence[Name], known: Sequence[Known]) -> list[Name]:
     """The names with whether they are known to be right."""
-    return [replace(n, carried=k.carried, right=k.right) for n, k in zip(names, known, strict=True)]
+    return [
+        replace(n, carried=k.carried, found=k.found, verdict=k.verdict)
+        for n, k in zip(names, known, strict=True)
+    ]

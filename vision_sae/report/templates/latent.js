@@ -48,6 +48,12 @@ function detectionCard(found) {
     meter("F1", found.f1), meter("AUROC", found.auroc)));
 }
 
+const VERDICTS = {
+  right: "Right: at least half of the images it fires on are labelled with the name.",
+  narrow: "Narrow: it fires on most images labelled with the name, and on more of others.",
+  wrong: "By the labels of the images, the name is not what it fires on.",
+};
+
 // How the name does as a detector of its latent, on images that did not choose it.
 function nameCard({ named }) {
   if (!named) return null;
@@ -59,12 +65,12 @@ function nameCard({ named }) {
   if (named.auroc === null) {
     return card("Name", "not tested", score, note(named.untested && `Not tested: ${named.untested}.`));
   }
-  const right = named.carried === null ? [] : meter("its images labelled so", named.carried);
-  const verdict = named.right === null ? null : note(named.right ? "The name is right: at least half "
-    + "of the images it fires on are labelled with it."
-    : "Fewer than half of the images it fires on are labelled with it.");
+  const known = named.verdict === null ? [] : [
+    ...meter("its images labelled so", named.carried),
+    ...meter("images labelled so found", named.found)];
+  const verdict = named.verdict && note(VERDICTS[named.verdict]);
   return card("Name", `tested on ${num(named.images, 7)} held-out images, it fires on ${named.positives}`,
-    score, el("div", { class: "meters" }, meter("AUROC of the name", named.auroc), right), verdict);
+    score, el("div", { class: "meters" }, meter("AUROC of the name", named.auroc), known), verdict);
 }
 
 function activationCard({ maximum }, { histogram: counts }) {
