@@ -31,8 +31,8 @@ const best = (values) => values.indexOf(Math.max(...values));
 const said = (p) => (several ? p.flatMap((q, c) => (q >= 0.5 ? [c] : [])) : [best(p)]);
 const same = (a, b) => a.length === b.length && a.every((v, i) => v === b[i]);
 const named = (list) => (list.length ? list.map((c) => classes[c]).join(", ") : "none");
-const label = (n) => [concepts[n].name || el("span", { class: "unnamed" }, "unnamed"),
-  el("small", null, `${concepts[n].id}`)];
+const label = (n) => concepts[n].name ||
+  [el("span", { class: "unnamed" }, "unnamed"), el("small", null, `${concepts[n].id}`)];
 
 const before = (() => { // with everything on
   const start = base();
@@ -64,7 +64,7 @@ function toggle(n) {
 function conceptRow(n, value, largest, { first, count = 4, side = 36 } = {}) {
   return el("button", {
     class: `concept${first ? " heated" : ""}${off.has(n) ? " gone" : ""}`,
-    title: off.has(n) ? "switch on" : "switch off", onclick: () => toggle(n),
+    title: `${concepts[n].name || "unnamed"}, ${concepts[n].id}: switch ${off.has(n) ? "on" : "off"}`, onclick: () => toggle(n),
   }, first, el("span", { class: "label" }, label(n)), signed(value, largest),
   el("span", { class: "value" }, signs(value)), strip(n, count, side));
 }
