@@ -175,7 +175,7 @@ def all_methods(
         "sae, as SAEuron": lambda: SAEPlans(first, published, "sae, as SAEuron"),
         "random latents": lambda: random_latents(first),
         "sae, assigned latents": lambda: AssignedLatents(first),
-        "text steering": ConceptSteering,
+        "text steering": lambda: ConceptSteering(strength=0.85),
         "sae, patches (PER)": lambda: SAEPlans(first, PATCHES, "sae, patches (PER)"),
         "cross-attention tuning": CrossAttentionTuning,
     }
