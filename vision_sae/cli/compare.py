@@ -148,12 +148,17 @@ def _tell(found: Comparison, out: Path | None, as_json: bool) -> None:
         return
     shown = [
         c for c in COLUMNS if any(c in e.scores and e.scores[c].defined for e in found.entries)
-    ]
+    ][: max(3, (show.results.width - 44) // 10)]  # as many as fit; the page has all
     rows = [
-        [e.name, e.latents, *(e.scores[c].value if e.scores[c].defined else "–" for c in shown)]
+        [
+            e.name,
+            e.family,
+            e.latents,
+            *(e.scores[c].value if e.scores[c].defined else "–" for c in shown),
+        ]
         for e in found.entries
     ]
-    show.grid(f"measured on {found.facts['measured on']}", ["", "latents", *shown], rows)
+    show.grid(f"measured on {found.facts['measured on']}", ["", "family", "latents", *shown], rows)
     if "left out" in found.facts:
         show.console.print(f"left out: {found.facts['left out']}", style="yellow")
     for name, reason in _without(found).items():

@@ -11,6 +11,11 @@ function valueOf(row, name) {
   return row.scores[name] ? row.scores[name].value : null;
 }
 
+// A name that does not tell the family is told with it.
+for (const entry of data.entries) {
+  if (!entry.name.includes(entry.family.split(",")[0])) entry.name = `${entry.family} ${entry.name}`;
+}
+
 // Rows that differ in their seeds alone as one: means, and the range.
 function together(entries) {
   const groups = new Map();
@@ -19,7 +24,7 @@ function together(entries) {
   }
   return [...groups.values()].map((some) => {
     if (some.length === 1) return some[0];
-    const name = some[0].name.replace(/[-_]?seed_?\d+/, "");
+    const name = some[0].name.replace(/[-_]?seed_?\d+/, "").replace(/(^| |\/)[-_]/, "$1");
     const scores = {};
     for (const key of Object.keys(data.scores)) {
       const values = some.map((entry) => valueOf(entry, key)).filter((value) => value !== null);
