@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,15 @@ def test_without_labels_every_row_says_so() -> None:
     for measure in MEASURES:
         if measure.run.__module__ in (cases.__name__, visaebench.__name__) and measure.needs:
             assert all(s.reason for s in measured(bare, measure).values())
+
+
+def test_with_one_factor_there_is_none_to_leave_alone(case: Case) -> None:
+    fit, test = (
+        replace(s, about=[{"kind": a["kind"]} for a in s.about]) for s in (case.fit, case.test)
+    )
+    found = cases.supervised_axes(Case("one", planted(), fit, test, label="kind"))
+    assert found["control_1"].value > 0.5
+    assert "no other factor" in str(found["control_kept"].reason)
 
 
 def test_siblings_are_concepts_of_one_subcategory() -> None:

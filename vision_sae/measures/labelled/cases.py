@@ -21,13 +21,14 @@ from vision_sae.measures.labelled.control import control
 from vision_sae.measures.labelled.coverage import board, coverage
 from vision_sae.measures.labelled.rows import ImageRows, of_case
 from vision_sae.measures.labelled.targeted import pairs, scr, tpp
-from vision_sae.measures.labelled.task import Task, properties, task
+from vision_sae.measures.labelled.task import Task, mean_of, properties, task
 from vision_sae.measures.mdl import mdl
 from vision_sae.measures.score import Score, Scores, scored, undefined
 
 EDITS = (1, 4)  # latents out and in
 ABLATED = (2, 10, 50)
 HOUR = "hour"
+ONE = "there is no other factor that an edit could leave as it is"
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,9 +219,9 @@ def control_scores(rows: ImageRows, given: Known) -> Scores:
                 "control_random": "random", "control_kept": "kept", "control_ceiling": "ceiling"
             }  # fmt: skip
         for name, field in names.items():
-            values = [getattr(one, field) for one in found]
+            values = torch.tensor([getattr(one, field) for one in found])
             why = "no factor has 10 pairs of test images that differ in it alone"
-            out[name] = Score(sum(values) / len(values), n=pairs) if values else undefined(why)
+            out[name] = scored(mean_of(values), ONE if found else why, n=pairs)
     return out
 
 

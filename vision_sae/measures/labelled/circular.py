@@ -18,7 +18,7 @@ from vision_sae.measures.stability import cosines
 
 NEIGHBOURS, COSINE, MOST = 2, 0.5, 1000  # of an atom; of a cluster
 DIMENSIONS, ANGLES, CELLS = 5, 100, 10
-EPSILON, OFFSETS, ROWS = 0.1, 64, 2000
+EPSILON, OFFSETS, ROWS = 0.1, 64, 1000
 LEAST = 50  # rows on which a cluster fires
 
 
@@ -103,7 +103,7 @@ def reconstructed(rows: ImageRows, latents: Int[Tensor, " c"]) -> Points:
 
 
 def plane(points: Float[Tensor, "m 2"], seed: int = 0) -> Plane:
-    """Separability and mixture of a cloud of points, at most 2,000 of them."""
+    """Separability and mixture of a cloud of points, at most 1,000 of them."""
     generator = torch.Generator().manual_seed(seed)
     some = points[torch.randperm(len(points), generator=generator)[:ROWS]].double()
     return Plane(separability(some, generator), mixture(some))
