@@ -162,10 +162,11 @@ def description(case: Case) -> Scores:
 
 
 def clock(case: Case) -> Scores:
-    """ring_x, ring_x_hat, ring_latents: circular correlation of the hour with what is read off x,
-    the reconstruction and the cluster of latents for clock faces; ring_rank: the share of random
-    clusters that are less of a ring (above .95 is remarkable). See circular.py. n: images,
-    clusters.
+    """ring_x, ring_x_hat, ring_latents: mean cosine of the error of the hour as it is read off x,
+    the reconstruction and the cluster of latents for clock faces (0 is chance).
+
+    ring_rank: the share of random clusters that are less of a ring (above .95 is remarkable). See
+    circular.py. n: images, clusters.
 
     The hour is the label `hour`, 12 to a turn. Raises DataError without it.
     """
@@ -177,10 +178,7 @@ def clock(case: Case) -> Scores:
     found = circularity(rows_of(case), 2 * math.pi * hours / 12, held_out)
     why = found.reason or "no random cluster fires on enough images"
     rings = {"ring_x": found.x, "ring_x_hat": found.x_hat, "ring_latents": found.own}
-    scores = {
-        name: scored(one.correlation, one.reason or "no angle varies", n=one.n)
-        for name, one in rings.items()
-    }
+    scores = {name: scored(one.cosine, one.reason, n=one.n) for name, one in rings.items()}
     return scores | {"ring_rank": scored(found.share_below, why, n=found.controls)}
 
 

@@ -165,9 +165,11 @@ def mixture(points: Float[Tensor, "m 2"]) -> float:
 
 @dataclass(frozen=True)
 class Ring:
-    """How well the angle of a label can be read: mean cosine of error, 1 for a perfect ring.
+    """How well the angle of a label can be read: mean cosine of error, 1 for a perfect ring, 0 by
+    chance.
 
-    correlation: the circular correlation of read and true angle. n: held-out images. NaN, with a
+    correlation: the circular correlation of read and true angle, which is of no use where angles
+    are spread so evenly that they have no mean. n: held-out images. NaN, with a
     reason, for fewer than 10 on either side.
     """
 
