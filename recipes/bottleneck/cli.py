@@ -217,6 +217,9 @@ def edit(
         str | None, typer.Option(help="Remove concepts whose name means something like this.")
     ] = None,
     least: Annotated[float, typer.Option(help="Cosine from which a name is like it.")] = 0.8,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep what --like finds, and remove the rest.")
+    ] = False,
     spurious: Annotated[
         str | None,
         typer.Option(help="Remove concepts that tell this attribute better than the classes."),
@@ -246,7 +249,9 @@ def edit(
     from vision_sae.recipes.bottleneck.inputs import Rows
 
     with show.errors():
-        asked = commands.Correction(without or [], only or [], like, least, spurious, every, refit)
+        asked = commands.Correction(
+            without or [], only or [], like, least, keep, spurious, every, refit
+        )
         rows = Rows(data, model, acts)
         commands.edit(bottleneck, out, asked, rows, sae or [], labels, overwrite, json)
 

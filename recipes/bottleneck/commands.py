@@ -221,6 +221,7 @@ class Correction(NamedTuple):
     only: Sequence[str] = ()
     like: str | None = None
     least: float = 0.8
+    keep: bool = False  # what is like it, in place of removing it
     spurious: str | None = None
     many: bool = False
     refit: bool = False
@@ -244,7 +245,8 @@ def edit(
         other = other.only(list(asked.only), many=asked.many)
     if asked.like:
         near = concepts_like(cbm, load_adapter(model_of(cbm, rows.model)), asked.like, asked.least)
-        other = other.without([one.concept for one in near])
+        change = other.only if asked.keep else other.without
+        other = change([one.concept for one in near])
     if asked.spurious and found is not None and y is not None:
         attribute = read_labels(asked.spurious, found.keys, found.about)
         spurious = [a.concept for a in cbm.associations(found, y, attribute) if a.irrelevant]

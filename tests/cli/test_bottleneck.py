@@ -115,6 +115,9 @@ def test_what_if_and_removal_change_the_outcome(
     assert load(tmp_path / "blind").head_.used == [5]
     fine("bottleneck", "edit", cbm, "--like", "red", "--least", 0.99, "--out", tmp_path / "like")
     assert load(tmp_path / "like").head_.used == [5]
+    keep = ["--like", "red", "--least", 0.99, "--keep", "--out", tmp_path / "keep"]
+    fine("bottleneck", "edit", cbm, *keep)
+    assert load(tmp_path / "keep").head_.used == [2]
     again = ["--only", "blue", "--refit", *planted.data, "--out", tmp_path / "refit"]
     fine("bottleneck", "edit", cbm, *again)
     assert load(tmp_path / "refit").head_.used == [5]
