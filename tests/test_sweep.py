@@ -10,6 +10,7 @@ import torch
 from vision_sae import families
 from vision_sae.errors import CheckpointError, ConfigError
 from vision_sae.jobs import train_store, train_sweep
+from vision_sae.jobs.settings import recipe
 from vision_sae.jobs.sweep import members_of
 from vision_sae.provenance import Provenance
 from vision_sae.store import Row, Store, StoreIndex, StoreWriter
@@ -134,6 +135,25 @@ def test_names_of_members() -> None:
     ]
     with pytest.raises(ConfigError, match="two members of the grid would have the name dead_a_b"):
         members_of({"dead": ["a b", "a_b"]}, {})
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind"),
+    [
+        ({"nest.ks": [2, 4]}, "k"),
+        ({"nest.shares": [0.5, 1]}, "prefix"),
+        ({"nest.ks": [2, 4], "nest.shares": [0.5, 1]}, "both"),
+        ({"nest.count": 3}, "random"),
+    ],
+)
+def test_the_kind_of_a_nest_is_found_from_its_parts(parts: dict[str, Any], kind: str) -> None:
+    nest = recipe({"family": "topk", "k": 4, **parts}).config(12).nest
+    assert nest is not None and nest.kind == kind
+
+
+def test_parts_that_several_kinds_have_need_its_name() -> None:
+    with pytest.raises(ConfigError, match="nest.reduction is of several kinds; set nest to prefix"):
+        recipe({"nest.reduction": "sum"})
 
 
 def test_a_grid_leaves_out_what_only_other_families_have() -> None:

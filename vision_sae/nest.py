@@ -133,8 +133,11 @@ AnyNest = Prefixes | RandomPrefixes | Ks | Both
 Nest = Annotated[AnyNest, Field(discriminator="kind")]
 
 
-def check(nest: AnyNest | None, s: int, k: int | None, prefix: int | None) -> None:
-    """Raises ConfigError where an SAE does not serve a k or a prefix, and says what it does."""
+def check(nest: AnyNest | None, s: int, k: int | None, prefix: int | None, own: int = 0) -> None:
+    """Raises ConfigError where an SAE does not serve a k or a prefix, and says what it does.
+
+    `own` is the family's k: what is past the largest of the nest counts with all together.
+    """
     if prefix is not None:
         shortest = nest.shortest(s) if nest else None
         if shortest is None:
@@ -146,8 +149,10 @@ def check(nest: AnyNest | None, s: int, k: int | None, prefix: int | None) -> No
             raise ConfigError(
                 f"prefix={prefix}: this SAE was trained for prefixes of {shortest} to {s} latents"
             )
-    if k is not None and isinstance(nest, Ks) and not min(nest.ks) <= k <= max(nest.ks):
-        raise ConfigError(f"k={k}: this SAE was trained for k of {min(nest.ks)} to {max(nest.ks)}")
+    if k is not None and isinstance(nest, Ks):
+        least, most = min(nest.ks), max(own, *nest.ks)
+        if not least <= k <= most:
+            raise ConfigError(f"k={k}: this SAE was trained for k of {least} to {most}")
 
 
 def parts(

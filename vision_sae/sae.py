@@ -224,7 +224,7 @@ class SAE(nn.Module):
         not serve.
         """
         family, nest = self.config.sparsity, self.config.nest
-        nested.check(nest, self.config.s, k, prefix)
+        nested.check(nest, self.config.s, k, prefix, own=getattr(family, "k", 0))
         over_k = isinstance(nest, Ks)
         alone = prefix if isinstance(nest, Both) and family.competes else None
         codes = _sparse(self.encoded(x, k=None if over_k else k, prefix=alone).codes)

@@ -237,8 +237,11 @@ def test_training_returns_the_datas_units() -> None:
     assert float(sae.scale) == pytest.approx(4 / float(noise().norm(dim=1).mean() * 50), rel=0.1)
 
 
-def test_a_trained_batchtopk_has_its_mean_l0_of_k() -> None:
-    sae = train(small_sae("batchtopk"), MemoryStore(noise()), SHORT)
+@pytest.mark.parametrize("nest", [None, {"kind": "k", "ks": (1,)}, {"kind": "k", "ks": (1, 4)}])
+def test_a_trained_batchtopk_has_its_mean_l0_of_k(nest: dict[str, Any] | None) -> None:
+    sae = train(small_sae("batchtopk", nest=nest), MemoryStore(noise()), SHORT)
+    if nest:
+        assert int(sae.encode(noise(), k=1).l0.max()) == 1
     assert evaluate(sae, [noise()]).l0 == pytest.approx(2, abs=0.01)
     assert float(sae.threshold_ema) > 0
 

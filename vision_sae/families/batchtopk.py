@@ -70,7 +70,7 @@ class BatchTopK(_K):
 
         Raises DataError where no latent is active.
         """
-        scores = self.scores(sae, sae.encode(x, k=self.k))
+        scores = self.scores(sae, sae.encoded(x, k=self.k).codes)  # of the rows together
         positive = scores[scores > 0]
         least = sae.group.latents.least(positive.min() if len(positive) else None)
         if least is None:

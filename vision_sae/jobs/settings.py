@@ -143,7 +143,7 @@ def _with_kind(name: str, value: Any) -> Any:
         return {"kind": value}
     if not kinds or not isinstance(value, dict) or "kind" in value:
         return value
-    fit = [kind for kind, config in kinds.items() if set(value) <= set(config.model_fields)]
+    fit = _plainest({k: c for k, c in kinds.items() if set(value) <= set(c.model_fields)}, value)
     if len(fit) == 1:
         return {"kind": fit[0], **value}
     parts = " and ".join(f"{name}.{part}" for part in value)
@@ -151,6 +151,20 @@ def _with_kind(name: str, value: Any) -> Any:
         raise ConfigError(f"{parts} is of several kinds; set {name} to {' or '.join(fit)}")
     known = ", ".join(f"{kind} ({', '.join(names_of(c))})" for kind, c in kinds.items())
     raise ConfigError(f"no setting {parts}; {name} may be {known}")
+
+
+def _plainest(kinds: dict[str, type[BaseModel]], given: dict[str, Any]) -> list[str]:
+    """Of the kinds that have all the given parts, the one that needs no other and that the rest
+    extend; all of them when there is none.
+    """
+    complete = {
+        kind: config
+        for kind, config in kinds.items()
+        if all(n in given or not field.is_required() for n, field in config.model_fields.items())
+    }
+    configs = complete.values()
+    base = [kind for kind, c in complete.items() if all(issubclass(d, c) for d in configs)]
+    return base or list(kinds)
 
 
 def _kinds(name: str) -> dict[str, type[BaseModel]]:
