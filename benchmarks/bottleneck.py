@@ -302,7 +302,8 @@ def main() -> None:
     seeds = [0] if args.quick else list(args.seeds)
     cells = run(bench, tasks, seeds)
     (out / "results.md").write_text(table(cells) + "\n")
-    write_json(out / "results.json", {"settings": vars(args) | {"out": str(out)}, "cells": cells})
+    settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
+    write_json(out / "results.json", {"settings": settings, "cells": cells})
     print(table(cells))
 
 
