@@ -70,6 +70,7 @@ def clock() -> tuple[ImageRows, Tensor, Tensor]:
     return rows, torch.where(has, angle, torch.nan), torch.arange(N) % 4 == 0
 
 
+@pytest.mark.slow
 def test_the_clock_is_found_as_a_ring() -> None:
     rows, angle, test = clock()
     found = circularity(rows, angle, test, draws=20)

@@ -49,7 +49,7 @@ def test_few_features_are_scikit_learns_with_rows_of_zeros_as_one(known: Task) -
         slow = LogisticRegression(C=2.0, class_weight="balanced", tol=1e-8)
         slow.fit((x[known.train] / spread).double().numpy(), truth[known.train].numpy())
         want = torch.from_numpy(slow.decision_function((x / spread).double().numpy()))
-        assert torch.allclose(found, want.float(), atol=1e-3)
+        assert torch.allclose(found, want.float(), rtol=2e-3, atol=1e-3)
 
 
 def test_a_constant_feature_is_harmless(known: Task) -> None:

@@ -57,6 +57,7 @@ def test_a_latent_that_serves_all_classes_is_no_targeted_perturbation(grid: Task
     assert tpp(rows, grid, "kind").score[2] < 0.6 * single
 
 
+@pytest.mark.slow
 def test_ablating_the_spurious_latent_frees_a_misled_probe(grid: Task) -> None:
     """The style is half as strong again as the kind, so a probe that may uses it."""
     atoms = directions(6)
