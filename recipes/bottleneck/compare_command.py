@@ -1,5 +1,6 @@
 """`vision-sae bottleneck compare`: a bottleneck and its baselines on the same split."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +68,10 @@ def compare(
             show.grid(f"{task}: test", COLUMNS, [_line(row) for row in rows])
 
 
+def _advance(advance: show.Advance, images: int) -> None:
+    advance(images, "")
+
+
 def _line(row: dict[str, Any]) -> list[Any]:
     names = ("method", "accuracy", "worst_group", "per_decision", "concepts", "ECE", "chosen")
     return [row[name] for name in names]
@@ -89,8 +94,8 @@ def _rows(
     for part in PARTS:
         here = task.part(part)
         with show.progress(part, len(here), "images") as advance:
-            parts[part] = see(adapter, here, read, pool=pool, batch_size=batch_size,
-                              tell=lambda n, advance=advance: advance(n, ""))  # fmt: skip
+            told = partial(_advance, advance)
+            parts[part] = see(adapter, here, read, pool=pool, batch_size=batch_size, tell=told)
     words = read_vocabulary(vocabulary) if vocabulary else frequent_words(2_000)
     texts = texts_of(adapter, task, words.words)
     rows = compare(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vision_sae.errors import DataError, require
 
-Array = NDArray[np.floating[Any]]
+Array = NDArray[np.float64]
 CS = tuple(10.0**power for power in range(-4, 4))
 
 

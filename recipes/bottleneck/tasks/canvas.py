@@ -42,7 +42,7 @@ def skin_tone() -> Task:
 def concept() -> Task:
     """Fifty concepts that validation and test show in styles in which train does not."""
     chosen = held_out_concepts()
-    parts = {}
+    parts: dict[str, Any] = {}
     for split in PARTS:
         views = drawn(split)
         parts[split] = select(
@@ -56,7 +56,8 @@ def held_out_concepts(count: int = CONCEPTS) -> dict[str, str]:
     """Concept to name: those with most held-out pairs in both splits, ties in an order by hash."""
     from vision_sae.assets.canvas import emoji_canvas
 
-    pairs, names = {}, {}
+    pairs: dict[str, Counter[str]] = {}
+    names: dict[str, str] = {}
     for split in ("validation", "test"):
         rows = [row for row in emoji_canvas(split).about if row["held_out"] == "pair"]
         pairs[split] = Counter(row["concept"] for row in rows)
@@ -81,7 +82,9 @@ def drawn(split: str, how: str = "augmented") -> Drawn:
 
 
 def _of_factor(name: str, factor: str, words: Mapping[str, str]) -> Task:
-    parts = {split: _labelled(f"task:{name}/{split}", drawn(split), factor) for split in PARTS}
+    parts: dict[str, Any] = {
+        split: _labelled(f"task:{name}/{split}", drawn(split), factor) for split in PARTS
+    }
     return Task(name, **parts, words=words)
 
 

@@ -37,7 +37,8 @@ def _picture(pixels: Any) -> Any:
 def digits(seed: int = 0) -> Task:
     """Half of the digits are train, a tenth validation and the rest test; `seed` draws them."""
     source = DigitsSource()
-    parts, low = {}, 0.0
+    parts: dict[str, Any] = {}
+    low = 0.0
     for part, high in SHARES.items():
         name = f"task:digits/{part}?seed={seed}"
         parts[part] = select(

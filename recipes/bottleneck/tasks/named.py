@@ -62,7 +62,7 @@ def folder(root: str, seed: int = 0, name: str = "folder") -> Task:
         test = sources.get("test") or sources["val"]
         return _two(name, sources["train"], test, root, seed, words)
     spec = _spec(name, root, seed)
-    parts = {p: select(spec.format(p), s, _label)
+    parts: dict[str, Any] = {p: select(spec.format(p), s, _label)
              for p, s in zip(PARTS, sources.values(), strict=True)}  # fmt: skip
     return Task(spec.format(""), **parts, words=words)
 
@@ -75,14 +75,14 @@ def imagenet(root: str, seed: int = 0) -> Task:
 def cub(root: str, seed: int = 0) -> Task:
     """CUB_200_2011 as it is unpacked: images/, images.txt, train_test_split.txt."""
     base = Path(root).expanduser()
-    paths = dict(_columns(base / "images.txt", 2))
+    paths = {one[0]: one[1] for one in _columns(base / "images.txt", 2)}
     trains = {paths[number] for number, flag in _columns(base / "train_test_split.txt", 2)
               if flag == "1" and number in paths}  # fmt: skip
     source = FolderSource(str(base / "images"))
     known = {_stem(path): path in trains for path in paths.values()}
     _check_listed([item.key for item in source.items()], known, base / "images.txt")
     spec = _spec("cub", root, seed)
-    parts = {p: select(spec.format(p), source, _label,
+    parts: dict[str, Any] = {p: select(spec.format(p), source, _label,
              lambda key, about, p=p: _part_of(known[key], key, seed) == p) for p in PARTS}  # type: ignore[misc]  # fmt: skip
     words = {c: c.partition(".")[2].replace("_", " ") for c in parts["train"].labels}
     return Task(spec.format(""), **parts, words=words)
@@ -99,7 +99,7 @@ def waterbirds(root: str, seed: int = 0) -> Task:
     source = FolderSource(str(base))
     _check_listed([item.key for item in source.items()], rows, base / "metadata.csv")
     spec = _spec("waterbirds", root, seed)
-    parts = {p: _birds(spec.format(p), source, rows, p) for p in PARTS}
+    parts: dict[str, Any] = {p: _birds(spec.format(p), source, rows, p) for p in PARTS}
     words = {"landbird": "a landbird", "waterbird": "a waterbird"}
     return Task(spec.format(""), **parts, words=words,
                 spurious=("water", "ocean", "lake", "land", "forest", "bamboo"))  # fmt: skip
@@ -147,7 +147,7 @@ def _two(
 ) -> Task:  # fmt: skip
     """A task of a data set without a validation part."""
     spec = _spec(name, root, seed)
-    parts = {p: select(spec.format(p), train, _label,
+    parts: dict[str, Any] = {p: select(spec.format(p), train, _label,
              lambda key, about, p=p: _part_of(True, key, seed) == p) for p in PARTS[:2]}  # type: ignore[misc]  # fmt: skip
     parts["test"] = select(spec.format("test"), test, _label)
     return Task(spec.format(""), **parts, words=words or {})

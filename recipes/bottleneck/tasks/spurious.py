@@ -33,7 +33,7 @@ def ground(
         raise ConfigError(f"two different grounds are needed; got {', '.join(grounds)}")
     expected = dict(zip(ANIMAL_OR_FOOD, grounds, strict=True))
     name = _named("canvas-spurious-ground", seed, share, {"grounds": ",".join(grounds)})
-    parts = {}
+    parts: dict[str, Any] = {}
     for split in PARTS:
         views = [drawn(split, colour) for colour in grounds]
         joined = Joined([v.source for v in views])
@@ -53,7 +53,7 @@ def style(seed: int = 0, share: float = SHARE) -> Task:
     `seed` draws the exceptions, and which pictures of the larger groups test leaves out.
     """
     name = _named("canvas-spurious-style", seed, share, {})
-    parts = {}
+    parts: dict[str, Any] = {}
     for split in PARTS:
         views = drawn(split)
         rows = [r for r in _rows(views) if _kind(r) and r[2]["style"] in FLAT + SHADED]
