@@ -39,7 +39,8 @@ def levels(
     ks = sparsities_of(sae) if ks is None else list(ks)
     shorter = prefixes_of(sae)[:-1] if prefixes is None else list(prefixes)
     largest = max(ks, default=None)
-    return [Level(sae, k) for k in ks or [None]] + [Level(sae, largest, m) for m in shorter]
+    whole = [Level(sae, k) for k in ks] or [Level(sae)]
+    return whole + [Level(sae, largest, m) for m in shorter]
 
 
 def progressive(

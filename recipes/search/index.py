@@ -182,5 +182,5 @@ def _strongest(codes: dict[int, float]) -> list[int]:
 
 def _mapped(path: Path) -> dict[str, Any]:
     """The arrays of a safetensors file, mapped into memory."""
-    with safe_open(path, framework="np") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="np") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -68,8 +68,8 @@ def absorption(rows: ImageRows, task: Task, factor: str, b_dec: Float[Tensor, " 
         full[name], fraction[name] = (float(p.double().mean()) for p in parts)
     if not fraction:
         return Absorption(math.nan, math.nan, {}, left_out, f"no {factor} has a usable probe")
-    means = (mean_of(torch.tensor(list(d.values()))) for d in (full, fraction))
-    return Absorption(*means, fraction, left_out)
+    of_full, of_fraction = (mean_of(torch.tensor(list(d.values()))) for d in (full, fraction))
+    return Absorption(of_full, of_fraction, fraction, left_out)
 
 
 def main_latents(rows: ImageRows, one: Task) -> Int[Tensor, " k"]:

@@ -257,8 +257,8 @@ def circularity(
     below = sum(s < found.irreducible for s in scores) / len(scores) if scores else math.nan
     below = math.nan if math.isnan(found.irreducible) else below
     part = columns(rows.mean, latents) @ rows.W_dec[latents]
-    rings = [ring(v, angle, test) for v in (rows.x, rows.x_hat, part)]
-    return Circularity(*rings, found, below, len(scores), found.reason)
+    x, x_hat, own = (ring(v, angle, test) for v in (rows.x, rows.x_hat, part))
+    return Circularity(x, x_hat, own, found, below, len(scores), found.reason)
 
 
 def _clock_latents(

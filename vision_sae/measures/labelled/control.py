@@ -80,7 +80,8 @@ def control(
     x = rows.x[first]
     hit = {k: _share(reader.classes(x + e, factor) == new) for k, e in edits.items()}
     return Control(
-        factor, n, len(first), **hit, kept=_kept(reader, x, x + aware, factor),
+        factor, n, len(first), before=hit["before"], aware=hit["aware"], agnostic=hit["agnostic"],
+        random=hit["random"], ceiling=hit["ceiling"], kept=_kept(reader, x, x + aware, factor),
         size=_size(rows, first, aware),
     )  # fmt: skip
 

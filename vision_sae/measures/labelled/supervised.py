@@ -37,4 +37,5 @@ def _atoms(x: Float[Tensor, "m d"], hot: Float[Tensor, "m v"], fit: str) -> Floa
         return (hot.T @ x) / hot.sum(0)[:, None]
     gram = (hot.T @ hot).double()
     gram += torch.eye(len(gram)).double()  # a value's images shall outweigh a penalty of one
-    return torch.linalg.solve(gram, (hot.T @ x).double()).float()
+    solved: Tensor = torch.linalg.solve(gram, (hot.T @ x).double()).float()
+    return solved
