@@ -12,7 +12,6 @@ from vision_sae.errors import ConfigError, DataError, UnknownName
 from vision_sae.recipes.bottleneck.tasks import EMBEDDED, PARTS, Part, Task, open_task, spurious
 from vision_sae.recipes.bottleneck.tasks.digits import DigitsSource
 from vision_sae.recipes.bottleneck.tasks.part import Joined, chance
-from vision_sae.recipes.bottleneck.tasks.spurious import FLAT
 
 task = cache(open_task)
 about = cache(emoji_canvas)
@@ -64,8 +63,11 @@ def test_labels_are_the_factors_and_every_picture_of_a_factor_is_there() -> None
 @pytest.mark.parametrize("name", ["canvas-spurious-ground", "canvas-spurious-style"])
 def test_the_spurious_correlation_is_exact_in_training_and_gone_in_test(name: str) -> None:
     found = task(name)
-    first = {"canvas-spurious-ground": "on green", "canvas-spurious-style": "in a flat style"}[name]
-    expected = {"animals-nature": True, "food-drink": False, "natural": True, "made": False}
+    first = {
+        "canvas-spurious-ground": "on green",
+        "canvas-spurious-style": "in high contrast style",
+    }[name]
+    expected = {"animals-nature": True, "food-drink": False, "living": True, "things": False}
     for part in (found.train, found.validation):
         for label in found.classes:
             groups = [g for g, y in zip(part.groups, part.labels, strict=True) if y == label]
@@ -78,13 +80,13 @@ def test_the_spurious_correlation_is_exact_in_training_and_gone_in_test(name: st
 
 
 def test_the_share_is_exact_whatever_it_is() -> None:
-    styles, kinds = ("twemoji", "noto"), ("food-drink", "objects")
+    styles, kinds = ("twemoji", "noto"), ("people-body", "objects")
     rows = [
         (i, f"{i}@{view}", {"style": styles[i % 2], "category": kinds[i // 2 % 2]})
         for i in range(800) for view in range(2)
     ]  # fmt: skip
     for share in (0.6, 0.8, 0.99):
-        kept = spurious._correlated(rows, seed=3, share=share)
+        kept = spurious._correlated(rows, {"living": "twemoji", "things": "noto"}, 3, share)
         counts = Counter((row[2]["category"], row[2]["style"]) for row in kept)
         for kind, style in zip(kinds, styles, strict=True):
             mine = sum(n for (k, _), n in counts.items() if k == kind)
@@ -107,7 +109,8 @@ def test_a_training_drawing_lies_on_one_ground_and_a_test_drawing_on_both() -> N
 @pytest.mark.slow
 def test_groups_of_styles_say_the_picture_s_style() -> None:
     for item in task("canvas-spurious-style").test.items():
-        assert item.about["group"].endswith("flat style") == (item.about["style"] in FLAT)
+        assert item.about["style"] in spurious.STYLES
+        assert ("high contrast" in item.about["group"]) == ("contrast" in item.about["style"])
 
 
 @pytest.mark.slow
@@ -155,6 +158,8 @@ def test_joined_sources_come_one_after_the_other() -> None:
         ("canvas-spurious-ground?seed=x", ConfigError, "seed of the task .* must be a number"),
         ("canvas-spurious-ground?grounds=green", ConfigError, "two different grounds"),
         ("canvas-spurious-style?share=1", ConfigError, "share .* must be in 0.5..1"),
+        ("canvas-spurious-style?styles=noto", ConfigError, "two different styles"),
+        ("canvas-spurious-style?styles=noto,oil", UnknownName, "style.*'oil'.*twemoji"),
         ("cifar10", ConfigError, r"needs cifar10\?root="),
     ],
 )

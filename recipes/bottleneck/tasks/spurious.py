@@ -10,14 +10,15 @@ from itertools import chain
 from typing import Any
 
 from vision_sae.data.indexed import IndexedSource
-from vision_sae.errors import ConfigError
+from vision_sae.errors import ConfigError, UnknownName
 from vision_sae.recipes.bottleneck.tasks.canvas import Drawn, drawn
 from vision_sae.recipes.bottleneck.tasks.part import PARTS, Joined, Part, Task, chance
 
 SHARE = 0.95
 ANIMAL_OR_FOOD = {"animals-nature": "animals and nature", "food-drink": "food and drink"}
-FLAT, SHADED = ("twemoji", "emojione", "fluent-flat"), ("noto", "noto-v1", "fluent")
-NATURAL, MADE = ("animals-nature", "food-drink"), ("objects", "travel-places")
+STYLES = ("fluent-high-contrast", "noto")  # the first is black and white
+LIVING = ("animals-nature", "people-body", "smileys-emotion")
+THINGS = ("food-drink", "objects", "travel-places", "activities")
 Row = tuple[int, str, Mapping[str, Any]]  # its position in the source, the key, what is known
 Facts = Mapping[str, Any]
 
@@ -47,34 +48,59 @@ def ground(
     return Task(name.format(""), **parts, words=ANIMAL_OR_FOOD, spurious=tuple(grounds))
 
 
-def style(seed: int = 0, share: float = SHARE) -> Task:
-    """Natural or made things; in training natural ones are of flat styles, made ones of shaded.
+def style(seed: int = 0, share: float = SHARE, styles: Sequence[str] = STYLES) -> Task:
+    """Living beings or things; in training the living are in the first style, things in the second.
 
-    `seed` draws the exceptions, and which pictures of the larger groups test leaves out.
+    `seed` draws the exceptions, and which pictures of the larger groups test leaves out. Raises
+    ConfigError, UnknownName.
     """
-    name = _named("canvas-spurious-style", seed, share, {})
+    expected = dict(zip(("living", "things"), _two_styles(styles), strict=True))
+    name = _named("canvas-spurious-style", seed, share, {"styles": ",".join(styles)})
     parts: dict[str, Any] = {}
     for split in PARTS:
         views = drawn(split)
-        rows = [r for r in _rows(views) if _kind(r) and r[2]["style"] in FLAT + SHADED]
-        rows = _balanced(rows, seed) if split == "test" else _correlated(rows, seed, share)
+        rows = [r for r in _rows(views) if _kind(r) and _style(r) in styles]
+        test = split == "test"
+        rows = _balanced(rows, seed) if test else _correlated(rows, expected, seed, share)
         parts[split] = _part(name.format(split), views.source, rows, _kind, _look)
-    words = {"natural": "animals, nature, food and drink", "made": "objects, travel and places"}
-    spurious = tuple(f"{s.replace('-', ' ')} style" for s in FLAT + SHADED)
-    return Task(name.format(""), **parts, words=words, spurious=spurious)
+    words = {"living": "people, faces, animals and nature",
+             "things": "food, objects, travel, places and activities"}  # fmt: skip
+    return Task(name.format(""), **parts, words=words, spurious=tuple(map(style_words, styles)))
+
+
+def style_words(style: str) -> str:
+    """A style as EmojiCanvas' captions call it."""
+    from vision_sae.assets.builders.emoji_canvas import STYLE_WORDS
+
+    return f"{STYLE_WORDS.get(style, style.replace('-', ' '))} style"
+
+
+def _two_styles(styles: Sequence[str]) -> Sequence[str]:
+    from vision_sae.assets.canvas import STYLES as ALL
+
+    for one in styles:
+        if one not in ALL:
+            raise UnknownName("style", one, ALL)
+    if len(set(styles)) != 2 or len(styles) != 2:
+        raise ConfigError(f"two different styles are needed; got {', '.join(styles)}")
+    return styles
 
 
 def _category(row: Row) -> str:
     return str(row[2]["category"])
 
 
+def _style(row: Row) -> str:
+    return str(row[2]["style"])
+
+
 def _kind(row: Row) -> str:
     category = _category(row)
-    return "natural" if category in NATURAL else "made" if category in MADE else ""
+    return "living" if category in LIVING else "things" if category in THINGS else ""
 
 
 def _look(row: Row) -> str:
-    return "in a flat style" if row[2]["style"] in FLAT else "in a shaded style"
+    return f"in {style_words(_style(row))}"
 
 
 def _named(name: str, seed: int, share: float, settings: Mapping[str, str]) -> str:
@@ -125,14 +151,16 @@ def _laid_on(row: Row, expected: Mapping[str, str], odd: set[str]) -> str:
     return expected[other if _drawing(row) in odd else category]
 
 
-def _correlated(rows: Sequence[Row], seed: int, share: float) -> list[Row]:
+def _correlated(
+    rows: Sequence[Row], expected: Mapping[str, str], seed: int, share: float
+) -> list[Row]:
     """All pictures that are as expected, and so many exceptions that the share is right."""
-    kept = [r for r in rows if (_kind(r) == "natural") == (r[2]["style"] in FLAT)]
-    for kind in ("natural", "made"):
-        expected = {_drawing(r) for r in kept if _kind(r) == kind}
-        rest = {_drawing(r) for r in rows if _kind(r) == kind} - expected
+    kept = [r for r in rows if _style(r) == expected[_kind(r)]]
+    for kind in expected:
+        usual = {_drawing(r) for r in kept if _kind(r) == kind}
+        rest = {_drawing(r) for r in rows if _kind(r) == kind} - usual
         order = sorted(rest, key=lambda drawing: chance(seed, drawing))
-        odd = set(order[: round(len(expected) * (1 - share) / share)])
+        odd = set(order[: round(len(usual) * (1 - share) / share)])
         kept += [r for r in rows if _drawing(r) in odd]
     return sorted(kept)
 
