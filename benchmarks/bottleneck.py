@@ -4,9 +4,10 @@ python benchmarks/bottleneck.py --quick                        # one seed, small
 python benchmarks/bottleneck.py --out results/bottleneck       # all tasks, five seeds
 python benchmarks/bottleneck.py --out results/bottleneck --validation   # to choose settings by
 
-An SAE of each seed reads emoji-clip's projected embedding of EmojiCanvas' training pictures; digits
-have a timm model of each seed, trained on half of them. Every choice is made on validation; test is
-read by the final table alone. A stopped run goes on when the same command is given again.
+SAEs of each seed read emoji-clip on EmojiCanvas' training pictures: all tokens of block 4, pooled
+to an image's, or the projected embedding (--read); digits have a timm model of each seed, trained
+on half of them. Every choice is made on validation; test is read by the final table alone. A
+stopped run goes on when the same command is given again.
 """
 
 import argparse
@@ -47,10 +48,16 @@ from vision_sae.recipes.bottleneck.compare import (
     compare,
     measured,
 )
+from vision_sae.recipes.bottleneck.concepts import Pool, pooled
 from vision_sae.recipes.bottleneck.names import like
 from vision_sae.recipes.bottleneck.tasks import PARTS, Task, open_task
+from vision_sae.recipes.bottleneck.tasks.spurious import style_words
 
-SITE = "visual"
+SITE, BLOCK = "visual", "visual.transformer.resblocks.4"
+SAES = {SITE: {"s": 1024, "k": 64, "steps": 500, "batch_size": 512},
+        BLOCK: {"s": 2048, "k": 16, "steps": 400, "batch_size": 4096}}  # fmt: skip
+READS = {f"{SITE}:max": (SITE, "max"), "block4:max": (BLOCK, "max"), "block4:mean": (BLOCK, "mean"),
+         "block4:cls": (BLOCK, "cls")}  # fmt: skip
 CANVAS = {
     "train": "emoji-canvas:train+augmented",
     "validation": "emoji-canvas:validation+augmented",
@@ -59,6 +66,7 @@ CANVAS = {
 GROUND = "canvas-spurious-ground"
 TASKS = ("canvas-category", "canvas-style", "canvas-skin-tone", "canvas-concept", GROUND,
          "canvas-spurious-style", "digits")  # fmt: skip
+READ = ("block4:max",)
 QUICK = ("canvas-skin-tone", GROUND)
 BASELINES = tuple(method for method in METHODS if method != OURS)
 Cell = dict[str, Any]
@@ -74,9 +82,7 @@ def options() -> argparse.Namespace:
     made.add_argument("--tasks", nargs="*", default=(), choices=TASKS)
     made.add_argument("--seeds", nargs="*", type=int, default=(0, 1, 2, 3, 4))
     made.add_argument("--validation", action="store_true", help="measure on validation, not test")
-    made.add_argument("--s", type=int, default=1024, help="latents")
-    made.add_argument("--k", type=int, default=64)
-    made.add_argument("--steps", type=int, default=500)
+    made.add_argument("--read", nargs="+", default=READ, choices=READS, help="side by side")
     made.add_argument("--like", type=float, default=0.15, help="cosine of removal by query")
     made.add_argument("--set", nargs="*", default=(), help="of the bottleneck: l1_ratio=0.5 ...")
     made.add_argument("--baselines", nargs="*", default=BASELINES, choices=BASELINES)
@@ -102,50 +108,92 @@ class Bench:
     def tell(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
+    def store(self, data: str, site: str) -> Store:
+        folder = self.acts / "".join("_" if c in ":?+=/&," else c for c in data)
+        try:
+            return Store.of_site(folder, site)
+        except StoreError:
+            self.tell(f"extract {data}")
+            extract_to(self.adapter, open_data(data), list(SAES), folder, dtype="float16")
+            return Store.of_site(folder, site)
+
     def rows(self, data: str) -> tuple[dict[str, int], torch.Tensor]:
         """Each key's number, and the embeddings [n d] before they are scaled to 1."""
         if data not in self._rows:
-            folder = self.acts / "".join("_" if c in ":?+=/&," else c for c in data)
-            try:
-                store = Store.of_site(folder, SITE)
-            except StoreError:
-                self.tell(f"extract {data}")
-                extract_to(self.adapter, open_data(data), [SITE], folder)
-                store = Store.of_site(folder, SITE)
-            rows = torch.cat([acts[:, 0] for acts in store.in_order(2048)])
+            store = self.store(data, SITE)
+            rows = torch.cat([acts[:, 0] for acts in store.in_order(2048)]).float()
             self._rows[data] = ({key: i for i, key in enumerate(store.keys)}, rows)
         return self._rows[data]
+
+    def codes(self, data: str, seed: int) -> Any:
+        """Pooled codes [n s] of all images of some data, the SAEs side by side."""
+        from scipy.sparse import csr_array, hstack
+
+        return csr_array(hstack([self._codes(data, seed, *READS[r]) for r in self.args.read]))
+
+    def _codes(self, data: str, seed: int, site: str, pool: Pool) -> Any:
+        """Of one SAE; kept, as encoding all tokens takes a minute."""
+        from scipy.sparse import csr_array, load_npz, save_npz, vstack
+
+        name = "".join("_" if c in ":?+=/&," else c for c in data)
+        path = self.out / "codes" / f"{site}-{pool}-{seed}-{name}.npz"
+        if not path.exists():
+            self.tell(f"encode {path.stem}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sae = self.sae(seed, site)
+            with torch.no_grad():
+                found = [pooled(sae.encode(acts.float().flatten(0, 1)), acts.shape[1], pool)
+                         for acts in self.store(data, site).in_order(128)]  # fmt: skip
+            save_npz(path, csr_array(vstack(found)))
+        return csr_array(load_npz(path))
 
     def task(self, name: str) -> Task:
         if name not in self._tasks:
             self._tasks[name] = open_task(name)
         return self._tasks[name]
 
-    def seen(self, name: str, sae: SAE) -> dict[str, Seen]:
+    def seen(self, name: str, seed: int) -> dict[str, Seen]:
         task, found = self.task(name), {}
         for part in PARTS:
             here = task.part(part)
             data = f"task:{name}/{part}" if name.startswith(GROUND) else CANVAS[part]
             number, rows = self.rows(data)
-            read = rows[[number[key] for key in here.keys]]
+            mine = [number[key] for key in here.keys]
             kinds = [str(item.about.get("held_out", "")) for item in here.items()]
-            found[part] = Seen(codes_of(sae, read), read, F.normalize(read, dim=1), here.labels,
-                               here.groups, kinds)  # fmt: skip
+            found[part] = Seen(self.codes(data, seed)[mine], rows[mine],
+                               F.normalize(rows[mine], dim=1), here.labels, here.groups,
+                               kinds)  # fmt: skip
         if self.args.validation:
             found["test"] = found["validation"]
         return found
 
-    def sae(self, seed: int) -> SAE:
+    def sae(self, seed: int, site: str) -> SAE:
         """Trained on all training pictures, those on grounds too."""
-        args = self.args
-        folder = self.out / "saes" / f"{SITE}-{args.s}-{args.k}-{args.steps}-{seed}"
+        s, k, steps, batch = SAES[site].values()
+        folder = self.out / "saes" / f"{site.split('.')[-1]}-{s}-{k}-{steps}-{seed}"
         if not (folder / "config.json").exists():
-            self.tell(f"train SAE {seed}")
-            parts = [self.rows(CANVAS["train"])[1], self.rows(f"task:{GROUND}/train")[1]]
-            config = TrainConfig.of(steps=args.steps, batch_size=512, seed=seed)
-            made = SAE(SAEConfig.of(parts[0].shape[1], args.s, "topk", k=args.k), seed=seed)
-            save_sae(train_sae(made, MemoryStore(torch.cat(parts)), config), folder)
+            self.tell(f"train SAE {seed} at {site}")
+            rows = torch.cat([acts.float().flatten(0, 1)
+                              for data in (CANVAS["train"], f"task:{GROUND}/train")
+                              for acts in self.store(data, site).in_order(512)])  # fmt: skip
+            config = TrainConfig.of(steps=steps, batch_size=batch, seed=seed)
+            made = SAE(SAEConfig.of(rows.shape[1], s, "topk", k=k), seed=seed)
+            save_sae(train_sae(made, MemoryStore(rows), config), folder)
         return load(folder)
+
+    def directions(self, seed: int) -> torch.Tensor:
+        """Each latent in the space of texts [s e]: the decoder's direction where it is that space,
+        else the centred embedding of the training pictures on which it is largest (20)."""
+        found = []
+        for read in self.args.read:
+            site, pool = READS[read]
+            if site == SITE:
+                found.append(F.normalize(self.sae(seed, site).W_dec.detach(), dim=1))
+            else:
+                images = F.normalize(self.rows(CANVAS["train"])[1], dim=1)
+                found.append(seen_directions(self._codes(CANVAS["train"], seed, site, pool),
+                                             images))  # fmt: skip
+        return torch.cat(found)
 
     @property
     def words(self) -> tuple[list[str], torch.Tensor]:
@@ -175,40 +223,46 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def vocabulary() -> list[str]:
-    """Names of EmojiCanvas' validation pictures, colours and styles."""
+    """Names of EmojiCanvas' validation pictures, colours and styles as captions call them."""
     from vision_sae.assets.canvas import GROUNDS, STYLES, emoji_canvas
 
     names = {row["name"] for row in emoji_canvas("validation").about}
-    return sorted(names | set(GROUNDS) | {f"{style.replace('-', ' ')} style" for style in STYLES})
+    return sorted(names | set(GROUNDS) | set(map(style_words, STYLES)))
 
 
-@torch.no_grad()
-def codes_of(sae: SAE, rows: torch.Tensor) -> Any:
-    from scipy.sparse import csr_array
-
-    return csr_array(sae.encode(rows).to_dense().double().numpy())
+def seen_directions(codes: Any, images: torch.Tensor, top: int = 20) -> torch.Tensor:
+    """Centred means [s e] of embeddings, weighted by each latent's largest codes of [n s]."""
+    columns, found = codes.tocsc(), []
+    for j in range(codes.shape[1]):
+        start, end = columns.indptr[j : j + 2]
+        values, rows = columns.data[start:end], columns.indices[start:end]
+        best = (-values).argsort()[:top]
+        weights = torch.from_numpy(values[best]).float()
+        mean = (weights[:, None] * images[torch.from_numpy(rows[best]).long()]).sum(0)
+        found.append(mean / weights.sum() if len(best) else torch.full_like(mean, 0))
+    made = torch.stack(found)
+    return F.normalize(torch.where(made.any(1, keepdim=True), made - images.mean(0), made), dim=1)
 
 
 def bottleneck_cell(bench: Bench, name: str, seed: int) -> Cell:
     """Ours; where there is a spurious correlation, again without concepts by name."""
-    sae = bench.sae(seed)
-    parts = bench.seen(name, sae)
+    parts = bench.seen(name, seed)
     cbm, row = bottleneck_row(OURS, parts, {p: parts[p].concepts for p in PARTS}, bench.settings)
     path = [point.as_dict() for point in cbm.path_]  # on validation
     cell: Cell = {"task": name, "seed": seed, "rows": [row.as_dict()], "path": path}
     if parts["test"].groups:
-        cell |= corrected(bench, bench.task(name), sae, cbm, parts, cell["rows"])
+        cell |= corrected(bench, bench.task(name), seed, cbm, parts, cell["rows"])
     return cell
 
 
 def corrected(
-    bench: Bench, task: Task, sae: SAE, cbm: Bottleneck, parts: dict[str, Seen], rows: list[Any]
+    bench: Bench, task: Task, seed: int, cbm: Bottleneck, parts: dict[str, Seen], rows: list[Any]
 ) -> Cell:
     """Without the concepts that speak of the task's spurious words: by their names, which have one
-    of the words, and by query, as their decoder direction is like a word's embedding."""
+    of the words, and by query, as their direction is like a word's embedding."""
     words, embedded = bench.words
     fires = [i for i, n in enumerate((parts["train"].concepts != 0).sum(0).tolist()) if n]
-    directions = F.normalize(sae.W_dec.detach(), dim=1)
+    directions = bench.directions(seed)
     names = name_latents(fires, directions[fires], words, embedded)
     named = {name.latent: name.name for name in names}
     queries = embed_words(bench.adapter, task.spurious) - embedded.mean(0)
@@ -240,7 +294,7 @@ def _without(how: str, cbm: Bottleneck, gone: list[int], parts: dict[str, Seen])
 
 
 def baseline_cell(bench: Bench, name: str) -> Cell:
-    task, parts = bench.task(name), bench.seen(name, bench.sae(bench.args.seeds[0]))
+    task, parts = bench.task(name), bench.seen(name, bench.args.seeds[0])
     rows = compare(parts, bench.texts(task), methods=bench.args.baselines, settings=bench.settings,
                    tell=bench.tell)  # fmt: skip
     return {"task": name, "rows": [row.as_dict() for row in rows]}
