@@ -82,6 +82,8 @@ def options() -> argparse.Namespace:
     made.add_argument("--tasks", nargs="*", default=(), choices=TASKS)
     made.add_argument("--seeds", nargs="*", type=int, default=(0, 1, 2, 3, 4))
     made.add_argument("--validation", action="store_true", help="measure on validation, not test")
+    for name in ("s", "k", "steps"):
+        made.add_argument(f"--{name}", type=int, help="of the SAEs; default: the site's own")
     made.add_argument("--read", nargs="+", default=READ, choices=READS, help="side by side")
     made.add_argument("--like", type=float, default=0.15, help="cosine of removal by query")
     made.add_argument("--set", nargs="*", default=(), help="of the bottleneck: l1_ratio=0.5 ...")
@@ -136,9 +138,9 @@ class Bench:
         from scipy.sparse import csr_array, load_npz, save_npz, vstack
 
         name = "".join("_" if c in ":?+=/&," else c for c in data)
-        path = self.out / "codes" / f"{site}-{pool}-{seed}-{name}.npz"
+        path = self.out / "codes" / self.sae_folder(seed, site).name / f"{pool}-{name}.npz"
         if not path.exists():
-            self.tell(f"encode {path.stem}")
+            self.tell(f"encode {path.stem}, seed {seed}")
             path.parent.mkdir(parents=True, exist_ok=True)
             sae = self.sae(seed, site)
             with torch.no_grad():
@@ -167,10 +169,19 @@ class Bench:
             found["test"] = found["validation"]
         return found
 
+    def sae_settings(self, site: str) -> tuple[int, int, int, int]:
+        """Latents, k, steps and rows of a step."""
+        given = {name: getattr(self.args, name) for name in ("s", "k", "steps")}
+        found = SAES[site] | {name: value for name, value in given.items() if value}
+        return found["s"], found["k"], found["steps"], found["batch_size"]
+
+    def sae_folder(self, seed: int, site: str) -> Path:
+        s, k, steps, _ = self.sae_settings(site)
+        return self.out / "saes" / f"{site.split('.')[-1]}-{s}-{k}-{steps}-{seed}"
+
     def sae(self, seed: int, site: str) -> SAE:
         """Trained on all training pictures, those on grounds too."""
-        s, k, steps, batch = SAES[site].values()
-        folder = self.out / "saes" / f"{site.split('.')[-1]}-{s}-{k}-{steps}-{seed}"
+        folder, (s, k, steps, batch) = self.sae_folder(seed, site), self.sae_settings(site)
         if not (folder / "config.json").exists():
             self.tell(f"train SAE {seed} at {site}")
             rows = torch.cat([acts.float().flatten(0, 1)
