@@ -56,8 +56,12 @@ from vision_sae.recipes.bottleneck.tasks.spurious import style_words
 SITE, BLOCK = "visual", "visual.transformer.resblocks.4"
 SAES = {SITE: {"s": 1024, "k": 64, "steps": 500, "batch_size": 512},
         BLOCK: {"s": 2048, "k": 16, "steps": 400, "batch_size": 4096}}  # fmt: skip
-READS = {f"{SITE}:max": (SITE, "max"), "block4:max": (BLOCK, "max"), "block4:mean": (BLOCK, "mean"),
-         "block4:cls": (BLOCK, "cls")}  # fmt: skip
+READS: dict[str, tuple[str, Pool]] = {
+    f"{SITE}:max": (SITE, "max"),
+    "block4:max": (BLOCK, "max"),
+    "block4:mean": (BLOCK, "mean"),
+    "block4:cls": (BLOCK, "cls"),
+}
 CANVAS = {
     "train": "emoji-canvas:train+augmented",
     "validation": "emoji-canvas:validation+augmented",
@@ -66,7 +70,7 @@ CANVAS = {
 GROUND = "canvas-spurious-ground"
 TASKS = ("canvas-category", "canvas-style", "canvas-skin-tone", "canvas-concept", GROUND,
          "canvas-spurious-style", "digits")  # fmt: skip
-READ = ("block4:max",)
+READ = (f"{SITE}:max",)
 QUICK = ("canvas-skin-tone", GROUND)
 BASELINES = tuple(method for method in METHODS if method != OURS)
 Cell = dict[str, Any]
