@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+# the width of the terminal that tests are started from is none of theirs
+os.environ.pop("COLUMNS", None)
+
 # started in the background, a shell has children ignore Ctrl-C, and so would ours
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -141,7 +141,7 @@ def test_an_interrupted_run_goes_on_to_the_same_store(
 
 
 class Failing(ToyAdapter):
-    """The toy model, out of memory after so many forward passes."""
+    """The toy model, out of memory after so many forward passes (of it, or of a copy of it)."""
 
     def __init__(self, forwards: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Failing(ToyAdapter):
 def test_a_finished_store_is_not_made_again(images: Path, tmp_path: Path) -> None:
     run(images, tmp_path / "acts")
     before = contents(tmp_path / "acts")
-    assert run(images, tmp_path / "acts", Failing(1)).complete
+    assert run(images, tmp_path / "acts", Failing(2)).complete  # a copy is probed twice
     assert contents(tmp_path / "acts") == before
 
 

@@ -354,7 +354,11 @@ DIFFUSERS = {
         tokens("single_transformer_blocks.0[1]", 32, 8),
     ],
 }
-CASES |= {f"{kind} drawn": Case(drawn(kind), sites) for kind, sites in DIFFUSERS.items()}
+SIZES = {"flux": {"height": 32, "width": 32}}  # its pipeline knows no size of its own
+CASES |= {
+    f"{kind} drawn": Case(drawn(kind, **SIZES.get(kind, {})), sites)
+    for kind, sites in DIFFUSERS.items()
+}
 CASES |= {f"{kind} noised": Case(noised(kind), sites) for kind, sites in DIFFUSERS.items()}
 CASES |= {
     "both halves of sd": Case(drawn("sd", half="both", at=(0, 2)), DIFFUSERS["sd"]),

@@ -168,7 +168,7 @@ def test_words_that_look_like_markup_are_printed_as_they_are(
 ) -> None:
     folder = copy_of(made / "sae", tmp_path / "[red]sae[b]")
     (tmp_path / "words.txt").write_text("[/bold]\n:smile:\n")
-    result = fine("name", folder, "--vocabulary", tmp_path / "words.txt")
+    result = fine("name", folder, "--vocabulary", tmp_path / "words.txt", "--threshold", "-1")
     assert "[/bold]" in result.stdout or ":smile:" in result.stdout
 
 

@@ -92,7 +92,7 @@ def test_what_is_learnt_on_treated_inputs_is_returned_for_the_data(
     family = trainer.sae.config.sparsity
     k = family.k if "k" in type(family).model_fields else None
     treated = trainer.inputs.apply(x)
-    codes = trainer.sae.eval().encode(treated, k=k)
+    codes = trainer.sae.eval().encoded(treated, k=k).codes
     rows, undo = trainer.sae.treated(treated)
     want = undo(trainer.sae.decode(codes) + trainer.sae.skipped(rows))
     if case.config.d_out:
@@ -102,7 +102,7 @@ def test_what_is_learnt_on_treated_inputs_is_returned_for_the_data(
     else:
         want = want / float(trainer.inputs.scale)
     sae = trainer.finish()
-    got = sae.decode(sae.encode(x, k=k)) + sae.skipped(x)
+    got = sae.decode(sae.encoded(x, k=k).codes) + sae.skipped(x)
     if case.config.rows != "none":
         got = sae(x).x_hat
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)

@@ -106,9 +106,11 @@ def name(
 
 
 def _show(names: list[Name], detections: list[Detection]) -> None:
-    """The names that detect best, and what their latents detect among known factors."""
+    """The names that detect best (those of largest score where none could be tested), and what
+    their latents detect among known factors."""
     known = {d.latent: f"{d.factor} = {d.value}, F1 {d.f1:.2f}" for d in detections}
-    best = sorted((n for n in names if n.auroc is not None), key=lambda n: -(n.auroc or 0))
+    tested = [n for n in names if n.auroc is not None]
+    best = sorted(tested or names, key=lambda n: -(n.auroc or n.score))
     rows = [
         (n.latent, n.name, n.score, n.runner_up, n.margin, n.auroc, n.positives,
          known.get(n.latent, ""))
@@ -116,7 +118,8 @@ def _show(names: list[Name], detections: list[Detection]) -> None:
     ]  # fmt: skip
     columns = ("latent", "name", "score", "runner-up", "margin", "AUROC", "images", "detects")
     if rows:
-        show.grid("names that detect best", columns, rows)
+        title = "names that detect best" if tested else "names of largest score, none tested"
+        show.grid(title, columns, rows)
     unnamed = sum(n.name == UNNAMED for n in names)
     if unnamed:
         show.console.print(f"{unnamed:,} of {len(names):,} live latents are unnamed")
