@@ -14,11 +14,14 @@ demo: .venv/installed  ## extract, train, eval, name and report on the embedded 
 	$(BIN)/vision-sae demo
 	$(BIN)/vision-sae unlearn demo
 
-test: .venv/installed
-	$(BIN)/pytest
+# a file is run by one process, a core each; `pytest` alone runs them one after the other
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-unit: .venv/installed  ## the part that runs in seconds
-	$(BIN)/pytest -m "not slow"
+test: .venv/installed
+	$(TOGETHER)
+
+unit: .venv/installed  ## without the slow ones
+	$(TOGETHER) -m "not slow"
 
 # mypy cannot follow an editable install with mapped folders: it reads a tree of links
 lint: .venv/installed
