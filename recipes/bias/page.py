@@ -18,7 +18,10 @@ def as_data(found: Bias) -> dict[str, Any]:
 
 
 def write_page(found: Bias, out: Path | str, *, overwrite: bool = False) -> Path:
-    """Write index.html, bias.svg and bias.json; returns the page. Raises OutputExists."""
+    """Write index.html, bias.svg and bias.json; returns the page.
+
+    A page that is there is replaced. Raises OutputExists where the folder holds something else.
+    """
     out = claim_folder(Path(out), "index.html", overwrite=overwrite)
     environment = require("jinja2", "report").Environment(autoescape=True, trim_blocks=True)
     template = resources.files(__package__) / "templates" / "bias.html"

@@ -212,8 +212,11 @@ def test_the_page_and_the_plot(found: Bias, tmp_path: Path) -> None:
     data = json.loads((tmp_path / "page" / "bias.json").read_text("utf-8"))
     assert data["effects"][0]["moved"] and data["effects"][0]["change"] > 0.3
     assert draw_bias(found).count("<circle") == len(found.effects)
-    with pytest.raises(OutputExists):
-        write_page(found, tmp_path / "page")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("kept")
+    with pytest.raises(OutputExists, match=r"already holds something else \(mine.txt\)"):
+        write_page(found, tmp_path / "other")
+    assert write_page(found, tmp_path / "page").is_file()  # its own page is replaced
 
 
 @pytest.mark.slow
