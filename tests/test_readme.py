@@ -24,12 +24,13 @@ def test_the_commands_and_their_options_exist() -> None:
     known: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert {words[1] for words in commands()} == {
         "extract", "train", "eval", "name", "report", "sweep", "suite", "convert", "unlearn",
-        "bottleneck", "matryoshka", "search", "compare", "factors",
+        "bottleneck", "matryoshka", "search", "compare", "factors", "bias",
     }  # fmt: skip
     for words in commands():
         command = known[words[1]]
-        if hasattr(command, "commands"):  # matryoshka trains where nothing else is asked for
-            command = command.commands["train" if words[2].startswith("--") else words[2]]
+        if hasattr(command, "commands"):  # a group may have a command of its own for the rest
+            own = {"matryoshka": "train", "bias": "run"}.get(words[1], "")
+            command = command.commands[words[2] if words[2] in command.commands else own]
         options = {name for option in command.params for name in option.opts}
         assert {word for word in words if word.startswith("--")} <= options
 

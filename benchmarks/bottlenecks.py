@@ -1,8 +1,8 @@
 """Concept bottlenecks beside linear probes and other baselines, on the embedded tasks.
 
-python benchmarks/bottleneck.py --quick                        # one seed, small tasks
-python benchmarks/bottleneck.py --out results/bottleneck       # all tasks, five seeds
-python benchmarks/bottleneck.py --out results/bottleneck --validation   # to choose settings by
+python benchmarks/bottlenecks.py --quick                        # one seed, small tasks
+python benchmarks/bottlenecks.py --out results/bottleneck       # all tasks, five seeds
+python benchmarks/bottlenecks.py --out results/bottleneck --validation   # to choose settings by
 
 SAEs of each seed read emoji-clip on EmojiCanvas' training pictures: all tokens of block 4, pooled
 to an image's, or the projected embedding (--read); digits have a timm model of each seed, trained
