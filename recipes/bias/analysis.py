@@ -179,13 +179,14 @@ def _told(
 ) -> Bias:
     down, up = judged[LEVELS.index(0.0)], judged[LEVELS.index(1.0)]
     y, names = np.array(classes.y), classes.names
-    random = np.array([(high - low).mean(0) for low, high in others])  # [controls c]
-    distances = np.array([_distance(low, high) for low, high in others])
+    random = np.array([(b - a).mean(0) for a, b in others])  # [controls c]
+    distances = np.array([_distance(a, b) for a, b in others])
+    low, high = np.percentile(random, (5, 95), axis=0)
     ps = [_wilcoxon(up[:, i] - down[:, i]) for i in range(len(names))]
     effects = [
         Effect(
             name, int((y == name).sum()), float(down[:, i].mean()), float(up[:, i].mean()),
-            ps[i], corrected, *map(float, np.percentile(random[:, i], (5, 95))),
+            ps[i], corrected, float(low[i]), float(high[i]),
             _share(np.abs(random[:, i]), abs(float((up - down)[:, i].mean()))),
             tuple(float(one[:, i].mean()) for one in judged),
         )
