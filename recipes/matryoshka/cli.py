@@ -122,6 +122,9 @@ def tree(
         str | None, typer.Option(help="Whose splitting is measured. Default: the coarsest.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Draws the pictures of prompts.")] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Latents per row. Default: the smallest nested k.")
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -131,7 +134,7 @@ def tree(
     """
     labels = [part.strip() for part in path.split(",") if part.strip()]
     with show.errors():
-        found = commands.tree(sae, acts, out, labels, label, model, overwrite)
+        found = commands.tree(sae, acts, out, labels, label, model, k, overwrite)
     if json:
         show.as_json(found)
         return

@@ -19,7 +19,7 @@ from vision_sae.recipes.matryoshka.curves import Point, levels, progressive
 from vision_sae.recipes.matryoshka.curves_picture import draw_curves
 from vision_sae.recipes.matryoshka.depth import depths
 from vision_sae.recipes.matryoshka.hierarchy import hierarchy
-from vision_sae.recipes.matryoshka.level import needs_levels, own_codes, prefix_codes
+from vision_sae.recipes.matryoshka.level import needs_levels, own_codes, prefix_codes, sparsities_of
 from vision_sae.recipes.matryoshka.splitting import split_levels
 from vision_sae.recipes.matryoshka.train import train_nested
 from vision_sae.recipes.matryoshka.tree_page import write_tree
@@ -80,13 +80,15 @@ def _splicer(model: str | None, data: str | None, store: Store) -> Splicer | Non
 
 def tree(
     folder: Path, acts: Path | None, out: Path, path: Sequence[str], label: str | None,
-    model: str | None, overwrite: bool,
+    model: str | None, k: int | None, overwrite: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """The page, and what was measured on the way."""
     sae, store = load_sae(folder), Store(acts) if acts else store_of(folder)
     bounds, tokens = needs_levels(sae), store.index.tokens_per_image
+    # few latents per row: at the largest k most of a short prefix fires on everything
+    k = min(sparsities_of(sae), default=None) if k is None else k
     with show.progress("tree", store.images, "images") as advance:
-        codes = prefix_codes(sae, store, bounds, lambda n: advance(n, ""))
+        codes = prefix_codes(sae, store, bounds, lambda n: advance(n, ""), k=k)
     own = own_codes(codes, bounds)
     found, seen = hierarchy(own, sae.W_dec, bounds), image_codes(own, tokens)
     keys = {key for about in store.about for key in about}

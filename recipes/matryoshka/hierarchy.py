@@ -75,21 +75,23 @@ def hierarchy(
     bounds: Sequence[int],
     *,
     least: float = 0.5,
-    cosine: float = 0.0,
+    lift: float = 2.0,
+    cosine: float = 0.1,
     rows: int = 5,
 ) -> Hierarchy:
     """The tree that the latents of a nested dictionary form, from their codes (`own_codes`).
 
     A latent's parent is the latent of an earlier level with the largest P(parent | child), if that
-    is at least `least`, above P(child | parent), above what independence would give, and the atoms'
-    cosine is above `cosine`. Latents that fire on fewer than `rows` rows have none.
+    is at least `least`, above P(child | parent), `lift` times what independence would give (so that
+    latents that fire on nearly everything are nobody's parents), and the atoms' cosine is above
+    `cosine`. Latents that fire on fewer than `rows` rows have none.
     """
     together, fired = _together(codes)
     unit = F.normalize(atoms.detach(), dim=1)
     links = {}
     for child in (fired >= rows).nonzero()[:, 0].tolist():
         before = max((bound for bound in bounds if bound <= child), default=0)
-        link = _best(child, before, together, fired, len(codes), unit, least, cosine)
+        link = _best(child, before, together, fired, len(codes), unit, (least, lift, cosine))
         if link is not None:
             links[child] = link
     return Hierarchy(list(bounds), fired.tolist(), len(codes), links)
@@ -114,18 +116,20 @@ def _best(
     fired: Int[Tensor, " s"],
     total: int,
     atoms: Float[Tensor, "s d"],
-    least: float,
-    cosine: float,
+    bars: tuple[float, float, float],
 ) -> Link | None:
-    """The link to the one of the latents `before` that fits best."""
+    """The link to the one of the latents `before` that fits best; bars: least, lift, cosine."""
     if not before:
         return None
     both = together[child, :before].double()
     p_parent = both / fired[child]
     p_child = both / fired[:before].clamp(min=1)
+    least, lift, cosine = bars
     base = fired[:before] / total
     angles = atoms[:before] @ atoms[child]
-    fits = (p_parent >= least) & (p_parent > p_child) & (p_parent > base) & (angles > cosine)
+    fits = (
+        (p_parent >= least) & (p_parent > p_child) & (p_parent >= lift * base) & (angles > cosine)
+    )
     if not bool(fits.any()):
         return None
     # of parents that fire always when the child does, the most specific one

@@ -84,10 +84,15 @@ def prefix_codes(
     store: Store,
     bounds: Sequence[int],
     tell: Callable[[int], None] = lambda images: None,
+    *,
+    k: int | None = None,
 ) -> list[Codes]:
-    """A store's codes by each prefix, active entries only. Raises MismatchError."""
+    """A store's codes by each prefix at one k, active entries only.
+
+    Raises MismatchError, and ConfigError for a k that the SAE was not trained for.
+    """
     check_match(sae, store)
-    levels = [Level(sae, prefix=bound) for bound in bounds]
+    levels = [Level(sae, k, bound) for bound in bounds]
     parts: list[list[Codes]] = [[] for _ in levels]
     with inference(sae):
         for acts in store.in_order(IMAGES):

@@ -114,6 +114,14 @@ def test_a_parent_must_point_the_same_way_and_fire_elsewhere_too() -> None:
     assert 2 not in hierarchy(Codes.of_dense(same), atoms(), [2, 6]).links
 
 
+def test_a_latent_that_fires_on_nearly_everything_is_no_parent() -> None:
+    everywhere = ON.clone()
+    everywhere[:45, 0] = 1
+    found = hierarchy(Codes.of_dense(everywhere), atoms(), [2, 6])
+    assert 0 not in {link.parent for link in found.links.values()}
+    assert hierarchy(Codes.of_dense(everywhere), atoms(), [2, 6], lift=1.0).links[2].parent == 0
+
+
 def test_rare_latents_have_no_parent() -> None:
     assert not hierarchy(Codes.of_dense(ON), atoms(), [2, 6], rows=11).links
 
