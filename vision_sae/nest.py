@@ -46,7 +46,7 @@ class Prefixes(_Nest):
 
     def bounds(self, s: int) -> list[int]:
         """The prefix lengths: ascending, distinct, the last being s."""
-        return sorted({max(1, round(share * s)) for share in self.shares} | {s})
+        return _bounds(self.shares, s)
 
     def shortest(self, s: int) -> int:
         return self.bounds(s)[0]
@@ -118,7 +118,7 @@ class Both(Ks):
 
     def bounds(self, s: int) -> list[int]:
         """The prefix lengths, ascending and distinct, and s."""
-        return sorted({max(1, round(share * s)) for share in self.shares} | {s})
+        return _bounds(self.shares, s)
 
     def shortest(self, s: int) -> int:
         return self.bounds(s)[0]
@@ -127,6 +127,10 @@ class Both(Ks):
         shorter = self.bounds(s)[:-1] or [s]
         generator = torch.Generator().manual_seed(seed)
         return shorter[int(torch.randint(len(shorter), (), generator=generator))]
+
+
+def _bounds(shares: tuple[float, ...], s: int) -> list[int]:
+    return sorted({max(1, round(share * s)) for share in shares} | {s})
 
 
 AnyNest = Prefixes | RandomPrefixes | Ks | Both
