@@ -2,7 +2,7 @@
 
 A query of k active latents reads k lists and nothing else, so it is exact and still reads a small
 share of the entries (k = 32 of 8,192 latents: about 1 in 250). Approximate engines for dense
-vectors would need [n s] numbers. Files are safetensors, mapped into memory, not read.
+vectors would need [n s] numbers. Files are safetensors; opening an index reads them whole.
 
 Shape key: n images, s latents, e entries.
 """
@@ -103,7 +103,7 @@ class Index:
         facts = json.loads((self.folder / FACTS).read_text("utf-8"))
         self.latents: int = facts["latents"]
         self.keys: list[str] = facts["keys"]
-        self._arrays = _mapped(self.folder / FILE)
+        self._arrays = _arrays_of(self.folder / FILE)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -180,7 +180,7 @@ def _strongest(codes: dict[int, float]) -> list[int]:
     return sorted(codes, key=lambda i: -abs(codes[i]))[:LISTED]
 
 
-def _mapped(path: Path) -> dict[str, Any]:
-    """The arrays of a safetensors file, mapped into memory."""
+def _arrays_of(path: Path) -> dict[str, Any]:
+    """The arrays of a safetensors file."""
     with safe_open(path, framework="np") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
