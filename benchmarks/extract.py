@@ -1,6 +1,7 @@
 """Extraction against the bare forward pass of the same model, as ratios of one run.
 
-python benchmarks/extract.py            # emoji-clip and an open_clip ViT-B-32 of random weights
+python benchmarks/extract.py    # emoji-clip and an open_clip ViT-B-32 of random weights: 20 minutes
+python benchmarks/extract.py --models emoji-clip --rounds 5 --threads 1
 
 Each ratio is the median over rounds in which both are timed one after the other, from the first
 image on; what comes before it once (finding the site, hashing the weights, the folder) is the
@@ -9,6 +10,7 @@ else the machine does. Memory is the peak of a process of its own, with and with
 images.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -27,16 +29,11 @@ from vision_sae.extract import activations_of, extract, read_of
 from vision_sae.model.adapter import Adapter, load_adapter
 from vision_sae.model.hooks import inference
 
-CASES = [  # model, a site in the middle, the last site, images, batch
-    ("emoji-clip", "visual.transformer.resblocks.2", "visual.transformer.resblocks.5", 2560, 256),
-    (
-        "open_clip:ViT-B-32/random",
-        "visual.transformer.resblocks.5",
-        "visual.transformer.resblocks.11",
-        256,
-        32,
-    ),
-]
+BLOCK = "visual.transformer.resblocks"
+CASES = {  # of each model: a block in the middle, the last one, images, batch
+    "emoji-clip": (2, 5, 10_240, 256),
+    "open_clip:ViT-B-32/random": (5, 11, 256, 32),
+}
 ROUNDS = 3
 
 
@@ -81,10 +78,12 @@ def timed(work: Callable[[], Took | None]) -> Took:
     return Took(done.wall - first.wall, done.cpu - first.cpu, first.wall - called.wall)
 
 
-def bare_forward(adapter: Adapter, source: Slice, batch: int) -> Callable[[], None]:
+def prepared(adapter: Adapter, source: Slice, batch: int) -> list[Any]:
     pictures = [item.open() for item in source.items()]
-    batches = [adapter.prepare(pictures[i : i + batch]) for i in range(0, len(pictures), batch)]
+    return [adapter.prepare(pictures[i : i + batch]) for i in range(0, len(pictures), batch)]
 
+
+def bare_forward(adapter: Adapter, batches: list[Any]) -> Callable[[], None]:
     def work() -> None:
         with inference(adapter.model):
             for some in batches:
@@ -105,10 +104,8 @@ def bare_loop(adapter: Adapter, source: Slice, batch: int) -> Callable[[], None]
     return work
 
 
-def read_only(adapter: Adapter, source: Slice, site: str, batch: int) -> Callable[[], None]:
+def read_only(adapter: Adapter, source: Slice, site: str, batches: list[Any]) -> Callable[[], None]:
     """The pass up to a site, on images that are prepared already; nothing is stored."""
-    pictures = [item.open() for item in source.items()]
-    batches = [adapter.prepare(pictures[i : i + batch]) for i in range(0, len(pictures), batch)]
     reading = read_of(adapter, source, [site], "all", "float32")
 
     def work() -> None:
@@ -118,10 +115,13 @@ def read_only(adapter: Adapter, source: Slice, site: str, batch: int) -> Callabl
     return work
 
 
-def measure(model: str, middle: str, last: str, images: int, batch: int) -> dict[str, Any]:
+def measure(model: str, case: tuple[int, int, int, int], rounds: int) -> dict[str, Any]:
+    images, batch = case[2:]
+    middle, last = (f"{BLOCK}.{number}" for number in case[:2])
     adapter = load_adapter(model)
     memory = Slice("emoji-canvas:train", images, in_memory=True)
     disk = Slice("emoji-canvas:train", images, in_memory=False)
+    batches = prepared(adapter, memory, batch)
     with tempfile.TemporaryDirectory() as folder:
 
         def stored(source: Slice) -> Callable[[], Took]:
@@ -136,14 +136,14 @@ def measure(model: str, middle: str, last: str, images: int, batch: int) -> dict
             return work
 
         works: dict[str, Callable[[], Took | None]] = {
-            "bare": bare_forward(adapter, memory, batch),
+            "bare": bare_forward(adapter, batches),
             "loop": bare_loop(adapter, memory, batch),
-            "half": read_only(adapter, memory, middle, batch),
-            "read": read_only(adapter, memory, last, batch),
+            "half": read_only(adapter, memory, middle, batches),
+            "read": read_only(adapter, memory, last, batches),
             "memory": stored(memory),
             "disk": stored(disk),
         }
-        times = [{name: timed(work) for name, work in works.items()} for _ in range(ROUNDS)]
+        times = [{name: timed(work) for name, work in works.items()} for _ in range(rounds)]
 
     def ratio(one: str, other: str) -> float:
         return statistics.median(t[one].wall / t[other].wall for t in times)
@@ -178,17 +178,34 @@ def peak_memory(images: int) -> float:
     return float(done.stdout)
 
 
-def main() -> None:
-    rows: list[dict[str, Any]] = [measure(*case) for case in CASES]
+def memory() -> dict[str, Any]:
     few, many = peak_memory(1000), peak_memory(10_000)
-    rows.append({"model": "toy", "peak MB, 1,000 images": few, "peak MB, 10,000 images": many})
-    for row in rows:
-        print(
-            "  ".join(f"{k}: {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in row.items())
-        )
-    print(
-        json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows})
+    return {"model": "toy", "peak MB, 1,000 images": few, "peak MB, 10,000 images": many}
+
+
+def show(row: dict[str, Any]) -> None:
+    told = (f"{k}: {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in row.items())
+    print("  ".join(told), flush=True)
+
+
+def options() -> argparse.Namespace:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    made.add_argument("--models", nargs="*", default=list(CASES), choices=[*CASES, "toy"])
+    made.add_argument("--rounds", type=int, default=ROUNDS)
+    made.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return made.parse_args()
+
+
+def main() -> None:
+    args, rows = options(), []
+    torch.set_num_threads(args.threads)
+    for model in [*args.models, *(["toy"] if args.models == list(CASES) else [])]:
+        row = memory() if model == "toy" else measure(model, CASES[model], args.rounds)
+        show(row)
+        rows.append(row)
+    print(json.dumps({"torch": torch.__version__, "threads": args.threads, "rows": rows}))
 
 
 if __name__ == "__main__":
