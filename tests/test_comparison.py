@@ -11,6 +11,7 @@ import torch
 
 from vision_sae import SAE, SAEConfig, save
 from vision_sae.errors import ConfigError, DataError, MismatchError, UnknownName
+from vision_sae.interop import convert
 from vision_sae.jobs import compare, train_store, train_sweep
 from vision_sae.jobs.comparison import Comparison, count_of
 from vision_sae.jobs.subjects import short_names
@@ -88,6 +89,20 @@ def test_what_cannot_be_measured_says_why_on_the_page_too(
     assert "NaN" not in json.dumps(payload(found), allow_nan=True)
     again = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert again["entries"][0]["scores"]["zero_shot"]["value"] is None
+
+
+def test_an_sae_of_another_library_is_measured_like_its_original(
+    room: Path, tmp_path: Path
+) -> None:
+    convert(room / "sweep" / "k2-seed0", tmp_path / "theirs", to="saelens")
+    found = compare(
+        [room / "sweep" / "k2-seed0", tmp_path / "theirs"], room / "acts",
+        validation=room / "held-out",
+    )  # fmt: skip
+    ours, theirs = found.entries
+    assert (theirs.name, theirs.family, theirs.latents) == ("theirs", ours.family, ours.latents)
+    for name in ("fvu", "cosine", "l0", "cknna", "nonorthogonality", "probe_agreement"):
+        assert theirs.scores[name].value == pytest.approx(ours.scores[name].value), name
 
 
 def test_without_a_held_out_store_a_fifth_is_held_out(room: Path) -> None:

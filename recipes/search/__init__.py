@@ -9,7 +9,8 @@ for hit in index.nearest(query, top=10):
     print(hit.key, hit.score, hit.shared)
 """
 
-from vision_sae.recipes.search.index import Index, build
+from vision_sae.recipes.search.index import Index
 from vision_sae.recipes.search.query import Hit, Query
+from vision_sae.recipes.search.writing import build
 
 __all__ = ["Hit", "Index", "Query", "build"]

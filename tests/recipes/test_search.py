@@ -11,18 +11,33 @@ from typer.testing import CliRunner
 
 from vision_sae import SAE, SAEConfig, Store, save
 from vision_sae.cli.app import app
-from vision_sae.errors import ConfigError, DataError, OutputExists, UnknownName
+from vision_sae.errors import ConfigError, DataError, MismatchError, OutputExists, UnknownName
 from vision_sae.naming import Name
+from vision_sae.provenance import Provenance
 from vision_sae.recipes.search import Index, Query, build
-from vision_sae.recipes.search.cli import latents_of, query_of
-from vision_sae.recipes.search.index import write
+from vision_sae.recipes.search.cli import in_words, latents_of, pictured, query_of
+from vision_sae.recipes.search.index import FILE
+from vision_sae.recipes.search.keys import Keys, key_arrays
+from vision_sae.recipes.search.writing import write
 from vision_sae.sparse.codes import Codes
+from vision_sae.store import Row, StoreIndex, StoreWriter
 
 
 def dense(seed: int = 0, n: int = 12, s: int = 9) -> torch.Tensor:
     draw = torch.Generator().manual_seed(seed)
     values = torch.rand(n, s, generator=draw)
     return values * (torch.rand(n, s, generator=draw) < 0.3)
+
+
+def stored(folder: Path, x: torch.Tensor) -> Store:
+    index = StoreIndex(
+        provenance=Provenance(model="m", fingerprint="f", site="s", tokens="all", data="d"),
+        dtype="float32", width=x.shape[2], tokens_per_image=x.shape[1], prefix_tokens=0, grid=None,
+    )  # fmt: skip
+    writer = StoreWriter(folder, index)
+    writer.add(x, [Row(i, f"k{i}", {}) for i in range(len(x))])
+    writer.finish()
+    return Store(folder)
 
 
 def indexed(folder: Path, rows: torch.Tensor) -> Index:
@@ -99,12 +114,60 @@ def test_the_commands(tmp_path: Path) -> None:
     words = ["search", "build", tmp_path / "sae", "--acts", acts, "--out", tmp_path / "index"]
     assert runner.invoke(app, [*map(str, words)]).exit_code == 0
     index = Index(tmp_path / "index")
-    assert index.keys == Store(acts).keys
+    assert list(index.keys) == Store(acts).keys
     key = index.keys[0]
     found = runner.invoke(
         app, ["search", "find", str(tmp_path / "index"), "--key", key, "--top", "3", "--json"]
     )
     hits = json.loads(found.stdout)
     assert len(hits) == 3 and key not in {hit["key"] for hit in hits}
+    words = ["search", "find", tmp_path / "index", "--key", key, "--out", tmp_path / "page"]
+    assert runner.invoke(app, [*map(str, words)]).exit_code == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert f"like {key}" in page and all(hit["key"] in page for hit in hits)
+    assert list((tmp_path / "page" / "sprites").glob("*.webp"))
     again = build(sae, Store(acts), tmp_path / "again")
     assert again.codes_of(key) == index.codes_of(key)
+
+
+@given(names=st.lists(st.text(max_size=4), unique=True))
+def test_keys_are_found_as_in_a_list(names: list[str]) -> None:
+    arrays = key_arrays(names)
+    keys = Keys(arrays["key_bytes"], arrays["key_start"], arrays["key_order"])
+    assert list(keys) == names
+    assert [keys.number(name) for name in names] == list(range(len(names)))
+    with pytest.raises(UnknownName):
+        keys.number("longer")
+
+
+def test_an_open_index_has_read_none_of_its_arrays(tmp_path: Path) -> None:
+    index = indexed(tmp_path / "i", dense())
+    first = index.codes_of(0)
+    with (tmp_path / "i" / FILE).open("r+b") as file:  # what a copy would not see
+        size = len(file.read())
+        file.seek(0)
+        header = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(header)
+        file.write(bytes(size - header))
+    assert first.codes and not index.codes_of(0).codes
+
+
+def test_an_index_is_of_one_site(tmp_path: Path) -> None:
+    sae = SAE(SAEConfig.of(5, 8, k=2))
+    with pytest.raises(MismatchError, match="the SAE reads width 5, the store holds 3"):
+        build(sae, stored(tmp_path / "acts", torch.randn(4, 1, 3)), tmp_path / "i")
+
+
+def test_pictures_are_those_of_the_indexed_store(tmp_path: Path) -> None:
+    sae, store = SAE(SAEConfig.of(3, 8, k=2)), stored(tmp_path / "acts", torch.randn(4, 1, 3))
+    index = build(sae, store, tmp_path / "i")
+    assert pictured(index, None).keys == store.keys
+    stored(tmp_path / "other", torch.randn(5, 1, 3))
+    with pytest.raises(DataError, match="other holds other images than the index"):
+        pictured(index, tmp_path / "other")
+    with pytest.raises(DataError, match="are gone; pass --acts"):
+        pictured(indexed(tmp_path / "j", dense()), None)
+
+
+def test_a_query_in_words() -> None:
+    assert in_words("a/B", ["heart", "17"], ["pizza"]) == "like a/B, with heart, 17, without pizza"

@@ -23,84 +23,98 @@ COLUMNS = (
 PAGE, JSON, CACHE = "index.html", "comparison.json", "cache"
 
 
+WHAT = "What to measure"
+
+Saes = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="SAEs of one site: folders made by train or another library; a sweep's folder "
+        "stands for all of its members.",
+        show_default=False,
+    ),
+]
+ValidateOn = Annotated[
+    Path | None,
+    typer.Option(
+        help="Activations of the same site on other images: what is measured. Without it a "
+        "fifth of --acts is held out of probes and baselines.",
+        rich_help_panel="Data",
+    ),
+]
+Baselines = Annotated[
+    str,
+    typer.Option(
+        help="Fitted to --acts and measured alike: neurons, pca, ica, nmf, semi-nmf, kmeans, "
+        "random, supervised. pca:16 keeps the 16 largest codes of each row.",
+        rich_help_panel=WHAT,
+    ),
+]
+Measures = Annotated[
+    str | None,
+    typer.Option(
+        help="Some measures only, such as reconstruction,cknna; --list names them.",
+        rich_help_panel=WHAT,
+    ),
+]
+Embeddings = Annotated[
+    Path | None,
+    typer.Option(
+        help="Activations of another model on the images that are measured: its view of them, "
+        "for MonoSemanticity.",
+        rich_help_panel=WHAT,
+    ),
+]
+Splice = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Splice reconstructions of so many images into the model: zero-shot accuracy.",
+        rich_help_panel=WHAT,
+    ),
+]
+Label = Annotated[
+    str | None,
+    typer.Option(
+        help="What says which class an image is of. Default: label, else category.",
+        rich_help_panel=WHAT,
+    ),
+]
+Images = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="At most so many images of each store. Default: 131,072 rows.",
+        rich_help_panel=WHAT,
+    ),
+]
+Latents = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Width of k-means and random. Default: the SAEs' median.", rich_help_panel=WHAT
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of baselines.", rich_help_panel=WHAT)]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="A folder for the page; what was measured is kept there for next time."),
+]
+List = Annotated[bool, typer.Option("--list", help="List the measures and stop.")]
+
+
 def run(
-    saes: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="SAEs of one site: folders made by train or another library; a sweep's folder "
-            "stands for all of its members.",
-            show_default=False,
-        ),
-    ] = None,
+    saes: Saes = None,
     acts: Acts = Path("acts"),
-    validate_on: Annotated[
-        Path | None,
-        typer.Option(
-            help="Activations of the same site on other images: what is measured. Without it a "
-            "fifth of --acts is held out of probes and baselines.",
-            rich_help_panel="Data",
-        ),
-    ] = None,
-    baselines: Annotated[
-        str,
-        typer.Option(
-            help="Fitted to --acts and measured alike: neurons, pca, ica, nmf, semi-nmf, kmeans, "
-            "random, supervised. pca:16 keeps the 16 largest codes of each row.",
-            rich_help_panel="What to measure",
-        ),
-    ] = "",
-    measures: Annotated[
-        str | None,
-        typer.Option(
-            help="Some measures only, such as reconstruction,cknna; --list names them.",
-            rich_help_panel="What to measure",
-        ),
-    ] = None,
-    embeddings: Annotated[
-        Path | None,
-        typer.Option(
-            help="Activations of another model on the images that are measured: its view of them, "
-            "for MonoSemanticity.",
-            rich_help_panel="What to measure",
-        ),
-    ] = None,
-    splice: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Splice reconstructions of so many images into the model: zero-shot accuracy.",
-            rich_help_panel="What to measure",
-        ),
-    ] = 0,
-    label: Annotated[
-        str | None,
-        typer.Option(
-            help="What says which class an image is of. Default: label, else category.",
-            rich_help_panel="What to measure",
-        ),
-    ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="At most so many images of each store. Default: 131,072 rows.",
-            rich_help_panel="What to measure",
-        ),
-    ] = None,
-    latents: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Width of k-means and random. Default: the SAEs' median.",
-            rich_help_panel="What to measure",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of baselines.", rich_help_panel="What to measure")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="A folder for the page; what was measured is kept there for next time."),
-    ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the measures and stop.")] = False,
+    validate_on: ValidateOn = None,
+    baselines: Baselines = "",
+    measures: Measures = None,
+    embeddings: Embeddings = None,
+    splice: Splice = 0,
+    label: Label = None,
+    images: Images = None,
+    latents: Latents = None,
+    seed: Seed = 0,
+    out: Out = None,
+    list_: List = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
