@@ -21,6 +21,8 @@ def fold_scale(sae: SAE, scale: float, scale_out: float | None = None) -> None:
     out = scale if scale_out is None else scale_out
     sae.b_enc.div_(scale)
     sae.b_dec.div_(out)
+    if sae.levels is not None:
+        sae.levels.shift.div_(scale)
     sae.config.sparsity.rescale(sae, scale, out)
     if out != scale:
         sae.W_dec.mul_(scale / out)
@@ -78,6 +80,8 @@ def fold_norms(sae: SAE) -> None:
     sae.W_dec.div_(norms[:, None])
     sae.W_enc.mul_(norms[:, None])
     sae.b_enc.mul_(norms)
+    if sae.levels is not None:
+        sae.levels.shift.mul_(norms[:, None])
     sae.config = sae.config.model_copy(update={"rescale": False, "atoms": "unit"})
 
 

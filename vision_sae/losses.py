@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vision_sae import nest, sharded
-from vision_sae.families.base import DENSE_FROM
+from vision_sae.families.base import DENSE_FROM, Encoded
+from vision_sae.levels import Levels
 from vision_sae.parallel import ALONE, Group
 from vision_sae.sae import SAE
 from vision_sae.sparse import kernels, select
@@ -123,6 +124,8 @@ def reconstruction(p: Pass) -> Float[Tensor, ""]:
 def _nested(p: Pass, settings: nest.AnyNest) -> Float[Tensor, ""]:
     """The squared errors of all nested reconstructions, weighted, over all rows."""
     seed = p.seed * 7919 + p.step
+    if isinstance(settings, nest.Ks) and p.sae.levels is not None:
+        return _by_levels(p, settings, p.sae.levels, seed)
     goal = p.target - p.sae.b_dec - p.sae.skipped(p.x)
     prefix = settings.drawn(p.sae.config.s, seed)
     whole = _nested_error(p, settings, p.codes, goal, seed)
@@ -134,6 +137,29 @@ def _nested(p: Pass, settings: nest.AnyNest) -> Float[Tensor, ""]:
         of_prefix = nest.first(p.codes, prefix)
     share = settings.prefix_weight  # type: ignore[union-attr]
     return whole * (1 - share) + _nested_error(p, settings, of_prefix, goal, seed) * share
+
+
+def _by_levels(p: Pass, settings: nest.Ks, levels: Levels, seed: int) -> Float[Tensor, ""]:
+    """The same of an SAE that reads its latents at each k with a gain and a shift of their own."""
+    whole = _level_error(p, settings, levels, Encoded(p.codes, p.z), p.residual)
+    prefix = settings.drawn(p.sae.config.s, seed)
+    if prefix is None:
+        return whole
+    found = p.sae.encoded(p.x, prefix=prefix)
+    left = p.target - p.sae.decode(found.codes) - p.sae.skipped(p.x)
+    share = settings.prefix_weight  # type: ignore[attr-defined]
+    return whole * (1 - share) + _level_error(p, settings, levels, found, left) * share
+
+
+def _level_error(
+    p: Pass, settings: nest.Ks, levels: Levels, found: Encoded, left: Float[Tensor, "n o"]
+) -> Float[Tensor, ""]:
+    """`left` is what the largest k leaves over."""
+    bare = p.target - p.sae.skipped(p.x)
+    rest = [bare - p.sae.decode(levels.codes(found, k)) for k in levels.ks]
+    errors = torch.stack([squared(each) for each in (*rest, left)])
+    sizes = p.group.rows.sum(errors.detach().clone())
+    return errors @ settings.weights(len(errors), sizes).to(errors)
 
 
 def _nested_error(

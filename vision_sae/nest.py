@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from vision_sae.config import Frozen
@@ -84,17 +84,30 @@ class Ks(_Nest):
 
     Where rows have more latents than the largest k, all of them together are the last group.
     Strongest by |code|, as latents compete, whatever the norm of their atoms.
-    `uniform` counts each loss alike; `reversed` counts the smallest k most (G, G - 1, ..., 1).
+    `uniform` counts each loss alike; `reversed` counts the smallest k most (G, G - 1, ..., 1);
+    `balanced`, of nests with `own`, divides each by its size in the batch, so that one percent of
+    it counts alike at every k.
+    `own`: each k reads latents with a gain and a shift of its own (`vision_sae.levels`), of topk.
     """
 
     kind: Literal["k"] = "k"
     ks: tuple[int, ...] = Field(min_length=1)
-    weighting: Literal["uniform", "reversed"] = "uniform"
+    weighting: Literal["uniform", "reversed", "balanced"] = "uniform"
+    own: bool = False
 
-    def weights(self, groups: int) -> Float[Tensor, " g"]:
+    @model_validator(mode="after")
+    def _fits(self) -> "Ks":
+        if self.weighting == "balanced" and not self.own:
+            raise ValueError("weighting='balanced' is for nests with own=True")
+        return self
+
+    def weights(self, groups: int, errors: Tensor | None = None) -> Float[Tensor, " g"]:
+        """`errors` are those of this batch, which "balanced" divides by."""
         raw = torch.ones(groups)
         if self.weighting == "reversed":
             raw = torch.arange(groups, 0, -1.0)
+        if self.weighting == "balanced" and errors is not None:
+            raw = 1 / errors.clamp(min=torch.finfo(errors.dtype).tiny)
         return raw / raw.sum() if self.reduction == "mean" else raw
 
     def groups(self, codes: AnyCodes, seed: int) -> list[int]:

@@ -19,7 +19,8 @@ from vision_sae import nest as nested
 from vision_sae.config import Frozen, plain_error
 from vision_sae.dictionary import Archetypal, Archetypes
 from vision_sae.errors import ConfigError, DataError
-from vision_sae.families import BatchTopK, Encoded, Family
+from vision_sae.families import BatchTopK, Encoded, Family, TopK
+from vision_sae.levels import Levels
 from vision_sae.nest import Both, Ks, Nest
 from vision_sae.parallel import ALONE, Group
 from vision_sae.provenance import Provenance
@@ -76,6 +77,13 @@ class SAEConfig(Frozen):
             return f"rescale is for families whose latents compete; {self.sparsity.kind} is none"
         if isinstance(self.nest, Both) and self.sparsity.kind in ("groupmax", "mp"):
             return f"nest='both' is not for {self.sparsity.kind}, which cannot choose in a prefix"
+        if isinstance(self.nest, Ks) and self.nest.own:
+            k = self.sparsity.k if isinstance(self.sparsity, TopK) else None
+            if k != max(self.nest.ks):
+                return (
+                    "nest.own=True is for topk with the largest k of the nest; got "
+                    f"{self.sparsity.kind}, k={k}, nest.ks={list(self.nest.ks)}"
+                )
         if self.skip and self.d_out is None:
             return "skip is for transcoders: set d_out"
         if self.dictionary and (self.tied or self.atoms == "unit"):
@@ -174,6 +182,8 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(o))
         self._start_decoder(atoms, seed)
         self.W_skip = nn.Parameter(torch.zeros(o, d)) if config.skip else None
+        own = config.nest.ks if isinstance(config.nest, Ks) and config.nest.own else None
+        self.levels = Levels(own, s) if own else None
         config.sparsity.attach(self)
         self.register_buffer("scale", torch.tensor(1.0, dtype=torch.float64))
 
@@ -227,7 +237,10 @@ class SAE(nn.Module):
         nested.check(nest, self.config.s, k, prefix, own=getattr(family, "k", 0))
         over_k = isinstance(nest, Ks)
         alone = prefix if isinstance(nest, Both) and family.competes else None
-        codes = _sparse(self.encoded(x, k=None if over_k else k, prefix=alone).codes)
+        found = self.encoded(x, k=None if over_k else k, prefix=alone)
+        if self.levels is not None and k is not None:
+            return self.levels.codes(found, k)
+        codes = _sparse(found.codes)
         if prefix is not None and alone is None:
             codes = _sparse(nested.first(codes, prefix))
         return codes if k is None or not over_k else nested.strongest(codes, k)

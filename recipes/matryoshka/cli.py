@@ -61,6 +61,14 @@ def train(
     reversed: Annotated[
         bool, typer.Option("--reversed", help="Small k count more (MSAE's RW).")
     ] = False,
+    own: Annotated[
+        bool | None,
+        typer.Option(
+            "--own/--shared",
+            help="Each k reads latents with a gain and a shift of its own, or as MSAE one for all. "
+            "Default: --own where the family is topk.",
+        ),
+    ] = None,
     validate_on: Annotated[Path | None, typer.Option(help="Keep the best weights here.")] = None,
     config: Config = None,
     set_: Set = None,
@@ -75,7 +83,7 @@ def train(
         given = settings_from(config, set_, {})
         found = commands.train(
             acts, out, nest.value, counts(ks, "--ks") or [], numbers(shares, "--shares"), reversed,
-            validate_on, given, overwrite,
+            own, validate_on, given, overwrite,
         )  # fmt: skip
         show.as_json(found) if json else show.table(f"nested SAE in {out}", found)
 

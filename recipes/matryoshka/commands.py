@@ -34,6 +34,7 @@ def train(
     ks: Sequence[int],
     shares: Sequence[float],
     reversed: bool,
+    own: bool | None,
     validation: Path | None,
     settings: dict[str, Any],
     overwrite: bool,
@@ -42,7 +43,7 @@ def train(
     with show.progress("train", steps, "steps") as advance:
         bar = Follower(advance)
         sae = train_nested(
-            Store(acts), out, nest=nest, ks=ks, shares=shares, reversed=reversed,
+            Store(acts), out, nest=nest, ks=ks, shares=shares, reversed=reversed, own=own,
             validation=Store(validation) if validation else None, overwrite=overwrite,
             on_log=bar.follow, **settings,
         )  # fmt: skip

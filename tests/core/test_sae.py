@@ -46,6 +46,14 @@ NO_K = "the relu family has no k; it has coefficient, p"
         ({"family": "mp", "k": 2, "tied": False}, "matching pursuit has tied=True"),
         ({"family": "jumprelu", "rescale": True}, "rescale is for families whose latents compete"),
         ({"k": 2, "nest": {"kind": "k", "ks": ()}}, r"nest\.k\.ks: .*at least 1 item"),
+        (
+            {"k": 4, "nest": {"kind": "k", "ks": (1, 2), "own": True}},
+            r"nest\.own=True is for topk with the largest k of the nest; got topk, k=4, .*\[1, 2\]",
+        ),
+        (
+            {"k": 2, "nest": {"kind": "k", "ks": (1, 2), "weighting": "balanced"}},
+            "weighting='balanced' is for nests with own=True",
+        ),
         ({"family": "jumprelu", "kernel": "box"}, r"kernel: Input should be 'rectangle', .*'box'"),
     ],
 )
@@ -218,6 +226,23 @@ def test_a_nested_topk_serves_any_k_of_any_prefix_as_an_sae_of_that_size() -> No
                 small.W_enc.copy_(sae.W_enc[:m])
             want = torch.nn.functional.pad(small.encode(x).to_dense(), (0, 16 - m))
             torch.testing.assert_close(sae.encode(x, k=k, prefix=m).to_dense(), want)
+
+
+def test_each_k_reads_the_latents_of_the_largest_in_its_own_way() -> None:
+    sae = SAE(SAEConfig.of(6, 16, k=4, nest={"kind": "k", "ks": (2, 4), "own": True})).eval()
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(sae.encode(x, k=4).to_dense(), sae.encode(x).to_dense())
+    with torch.no_grad():
+        sae.levels.gain.copy_(torch.rand(16, 1) + 0.5)  # type: ignore[union-attr]
+        sae.levels.shift.copy_(torch.randn(16, 1))  # type: ignore[union-attr]
+    whole = sae.encode(x).to_dense()
+    read = whole * sae.levels.gain[:, 0] + sae.levels.shift[:, 0]  # type: ignore[union-attr]
+    read = read.masked_fill(whole == 0, 0).relu()
+    want = read * torch.zeros_like(read).scatter(1, read.topk(2).indices, 1.0)
+    torch.testing.assert_close(sae.encode(x, k=2).to_dense(), want)
+    three = sae.encode(x, k=3).to_dense()  # read as of the largest, and cut
+    want = whole * torch.zeros_like(whole).scatter(1, whole.topk(3).indices, 1.0)
+    torch.testing.assert_close(three, want)
 
 
 @pytest.mark.parametrize("family", ["topk", "batchtopk", "relu", "jumprelu"])

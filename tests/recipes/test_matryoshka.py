@@ -45,11 +45,13 @@ def test_settings_have_the_largest_k_and_no_prefix_twice() -> None:
     assert found == {
         "k": 8,
         "nest": {
-            "kind": "both", "ks": (4, 8), "weighting": "uniform", "shares": (0.25, 0.5),
+            "kind": "both", "ks": (4, 8), "weighting": "balanced", "own": True,
+            "shares": (0.25, 0.5),
         },
     }  # fmt: skip
     assert nested_settings("prefix", (8,), (0.5,))["nest"]["shares"] == (0.5, 1.0)
     assert nested_settings("k", (2, 4), reversed=True)["nest"]["weighting"] == "reversed"
+    assert nested_settings("k", (2, 4), own=False)["nest"]["weighting"] == "uniform"
 
 
 def test_unknown_nests_and_no_k_are_refused() -> None:
