@@ -7,13 +7,14 @@ What a latent should say among 4 is not what it should say among 32. With one re
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from vision_sae.sparse.codes import Codes
+from vision_sae.sparse.codes import Codes, Support
 
 if TYPE_CHECKING:
     from vision_sae.families import Encoded
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 class Levels(nn.Module):
     """`gain` and `shift` [s g]: one column for each k but the largest, which is the SAE's own."""
 
-    def __init__(self, ks: Sequence[int], s: int) -> None:
+    def __init__(self, ks: Iterable[int], s: int) -> None:
         super().__init__()
-        self.ks = sorted(set(ks))[:-1]
+        self.ks = sorted(ks)[:-1]
         self.gain = nn.Parameter(torch.ones(s, len(self.ks)))
         self.shift = nn.Parameter(torch.zeros(s, len(self.ks)))
 
@@ -33,16 +34,22 @@ class Levels(nn.Module):
 
         A k between two of training is read as the larger of them, and cut.
         """
-        level, n = bisect_left(self.ks, k), len(found.codes)
-        z, latents = found.z.view(n, -1), found.codes.indices.view(n, -1)  # type: ignore[union-attr]
-        if level < len(self.ks):
-            gain, shift = self.gain[:, level], self.shift[:, level]
-            with torch.no_grad():
-                read = z * gain[latents] + shift[latents]
-                place = read.topk(min(self.ks[level], z.shape[1]), dim=1).indices[:, :k]
-            latents = latents.gather(1, place)
-            z = z.gather(1, place) * gain[latents] + shift[latents]
-        else:
-            place = z.detach().topk(min(k, z.shape[1]), dim=1).indices
-            z, latents = z.gather(1, place), latents.gather(1, place)
-        return Codes.even(z.relu(), latents, found.codes.width)
+        support, z = found.codes.support, found.z.view(len(found.codes), -1)  # type: ignore[union-attr]
+        place = self.places(support, z, k)
+        latents = support.indices.view(z.shape).gather(1, place)
+        return Codes.even(self.loud(z.gather(1, place), latents, k).relu(), latents, support.width)
+
+    @torch.no_grad()
+    def places(self, support: Support, z: Float[Tensor, "n m"], k: int) -> Int[Tensor, "n k"]:
+        """Which entries of each row are the k that speak loudest, in no order."""
+        loud = self.loud(z, support.indices.view(z.shape), k)
+        return loud.topk(min(k, z.shape[1]), dim=1, sorted=False).indices
+
+    def loud(
+        self, z: Float[Tensor, "n k"], latents: Int[Tensor, "n k"], k: int
+    ) -> Float[Tensor, "n k"]:
+        """Pre-activations as a k reads them."""
+        level = bisect_left(self.ks, k)
+        if level == len(self.ks):
+            return z
+        return z * self.gain[:, level][latents] + self.shift[:, level][latents]

@@ -140,26 +140,22 @@ def _nested(p: Pass, settings: nest.AnyNest) -> Float[Tensor, ""]:
 
 
 def _by_levels(p: Pass, settings: nest.Ks, levels: Levels, seed: int) -> Float[Tensor, ""]:
-    """The same of an SAE that reads its latents at each k with a gain and a shift of their own."""
-    whole = _level_error(p, settings, levels, Encoded(p.codes, p.z), p.residual)
+    """The same where each k reads latents in its own way; of a prefix, one k in each step."""
+    bare, found = p.target - p.sae.skipped(p.x), Encoded(p.codes, p.z)
+    smaller = Codes.joined([levels.codes(found, k) for k in levels.ks])  # decoded in one go
+    rest = bare.repeat(len(levels.ks), 1) - p.sae.decode(smaller)
+    errors = torch.stack([squared(left) for left in (*rest.chunk(len(levels.ks)), p.residual)])
+    weights = settings.weights(len(errors), p.group.rows.sum(errors.detach().clone())).to(errors)
+    whole: Tensor = errors @ weights
     prefix = settings.drawn(p.sae.config.s, seed)
     if prefix is None:
         return whole
-    found = p.sae.encoded(p.x, prefix=prefix)
-    left = p.target - p.sae.decode(found.codes) - p.sae.skipped(p.x)
-    share = settings.prefix_weight  # type: ignore[attr-defined]
-    return whole * (1 - share) + _level_error(p, settings, levels, found, left) * share
-
-
-def _level_error(
-    p: Pass, settings: nest.Ks, levels: Levels, found: Encoded, left: Float[Tensor, "n o"]
-) -> Float[Tensor, ""]:
-    """`left` is what the largest k leaves over."""
-    bare = p.target - p.sae.skipped(p.x)
-    rest = [bare - p.sae.decode(levels.codes(found, k)) for k in levels.ks]
-    errors = torch.stack([squared(each) for each in (*rest, left)])
-    sizes = p.group.rows.sum(errors.detach().clone())
-    return errors @ settings.weights(len(errors), sizes).to(errors)
+    level, share = settings.drawn_level(seed), settings.prefix_weight  # type: ignore[attr-defined]
+    if level is None:
+        return whole * (1 - share)
+    codes = p.sae.level(p.x, sorted(set(settings.ks))[level], prefix)
+    times = 2 * len(errors) * weights[level]  # it stands for all ks, and for the step without
+    return whole * (1 - share) + squared(bare - p.sae.decode(codes)) * times * share
 
 
 def _nested_error(

@@ -119,7 +119,8 @@ class Ks(_Nest):
 class Both(Ks):
     """Over k and over prefixes at once: any k of any prefix is an SAE of its own.
 
-    In each step the whole dictionary and one prefix, drawn from `shares`, are nested over k. The
+    In each step the whole dictionary and one prefix, drawn from `shares`, are nested over k (with
+    `own`, one k of that prefix in every other step, drawn too, which costs an eighth). The
     prefix's latents compete among themselves, as they do when it is used: for `encode(x, k=,
     prefix=)` every combination is what training saw. `prefix_weight` is what the prefix counts, the
     whole counting 1 less that.
@@ -138,8 +139,16 @@ class Both(Ks):
 
     def drawn(self, s: int, seed: int) -> int:
         shorter = self.bounds(s)[:-1] or [s]
-        generator = torch.Generator().manual_seed(seed)
-        return shorter[int(torch.randint(len(shorter), (), generator=generator))]
+        return shorter[_draw(len(shorter), seed)]
+
+    def drawn_level(self, seed: int) -> int | None:
+        """Which of the ks the prefix of this step is trained for, with `own`; none in every other
+        step."""
+        return None if seed % 2 else _draw(len(set(self.ks)), seed + 1)
+
+
+def _draw(count: int, seed: int) -> int:
+    return int(torch.randint(count, (), generator=torch.Generator().manual_seed(seed)))
 
 
 def _bounds(shares: tuple[float, ...], s: int) -> list[int]:

@@ -6,6 +6,7 @@ Shape key: n rows, d input width, o output width (d unless it is a transcoder), 
 have one row per latent.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from vision_sae.parallel import ALONE, Group
 from vision_sae.provenance import Provenance
 from vision_sae.rows import RowNorm, RowTreatment, treat_rows
 from vision_sae.sparse import kernels
-from vision_sae.sparse.codes import AnyCodes, Codes
+from vision_sae.sparse.codes import AnyCodes, Codes, Support
 
 Sparsity = Annotated[SerializeAsAny[Family], BeforeValidator(families.parse)]
 
@@ -182,8 +183,8 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(o))
         self._start_decoder(atoms, seed)
         self.W_skip = nn.Parameter(torch.zeros(o, d)) if config.skip else None
-        own = config.nest.ks if isinstance(config.nest, Ks) and config.nest.own else None
-        self.levels = Levels(own, s) if own else None
+        own = set(config.nest.ks) if isinstance(config.nest, Ks) and config.nest.own else set()
+        self.levels = Levels(own, s) if len(own) > 1 else None
         config.sparsity.attach(self)
         self.register_buffer("scale", torch.tensor(1.0, dtype=torch.float64))
 
@@ -261,6 +262,24 @@ class SAE(nn.Module):
         with torch.no_grad():  # b_dec's gradient comes from the codes, without one for all rows
             centred = self._centred(rows)
         return family.encode(self, centred, k=k, prefix=prefix, centre=self._offset)
+
+    def level(self, x: Float[Tensor, "*n d"], k: int, prefix: int | None = None) -> Codes:
+        """Codes as one k reads them (`vision_sae.levels`), with gradients at its entries only."""
+        assert self.levels is not None
+        rows = self.treated(x).rows
+        with torch.no_grad():
+            found = self._encoded(rows, prefix=prefix)
+            support, z = found.codes.support, found.z.view(len(rows), -1)  # type: ignore[union-attr]
+            place = self.levels.places(support, z, k)
+            latents = support.indices.view(z.shape).gather(1, place)
+            chosen, known = Support.even(latents, support.width), z.gather(1, place).flatten()
+            chosen = replace(chosen, row_gradients=support.row_gradients)
+        alone = self.config.centred and not rows.requires_grad  # as in `_encoded`
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not alone):
+            centred = self._centred(rows)
+        centre = self._offset if alone else None
+        z = kernels.project(centred, self.W_enc, self.b_enc, chosen, known, centre)
+        return Codes(self.levels.loud(z.view(place.shape), latents, k).relu().flatten(), chosen)
 
     def decode(self, codes: AnyCodes) -> Float[Tensor, "n o"]:
         """Codes times atoms, plus b_dec (and no skip path)."""

@@ -136,12 +136,18 @@ def slow_loss(sae: SAE, x: Tensor, target: Tensor | None) -> Tensor:
     z, f = slow_codes(sae, rows)
     spread = (goal - goal.mean(0)).square().sum()
     unit = spread if family.loss == "fvu" else len(x)
-    loss = slow_error(sae, f, z, goal, rows)
+    errors, weights = slow_errors(sae, f, z, goal, rows)
+    loss = errors @ weights
     if isinstance(sae.config.nest, nest.Both):
         share, prefix = sae.config.nest.prefix_weight, sae.config.nest.drawn(sae.config.s, 0)
         alone = slow_codes(sae, rows, prefix=prefix)[1] * (torch.arange(sae.config.s) < prefix)
-        more = slow_error(sae, alone, z, goal, rows, prefix)
-        loss = loss * (1 - share) + more * share
+        more, same = slow_errors(sae, alone, z, goal, rows, prefix)
+        if sae.levels is None:
+            loss = loss * (1 - share) + more @ same * share
+        else:  # one k in every other step
+            level = sae.config.nest.drawn_level(0)
+            one = 2 * len(errors) * weights[level] * more[level]
+            loss = loss * (1 - share) + one * share
     loss = loss / unit + slow_penalty(sae, z, f, goal)
     if getattr(family, "multi", None):
         more = slow_codes(sae, rows, family.multi * family.k)[1]
@@ -149,17 +155,17 @@ def slow_loss(sae: SAE, x: Tensor, target: Tensor | None) -> Tensor:
     return loss
 
 
-def slow_error(
+def slow_errors(
     sae: SAE, f: Tensor, z: Tensor, goal: Tensor, rows: Tensor, prefix: int | None = None
-) -> Tensor:
-    """The squared errors of all nested reconstructions, weighted."""
+) -> tuple[Tensor, Tensor]:
+    """The squared errors of all nested reconstructions, and what each counts."""
     parts, weights = slow_parts(sae, f)
     if sae.levels is not None:
         parts = [*slow_levels(sae, z, chosen(sae, z, None, prefix)), f]
     errors = torch.stack([(goal - slow_decode(sae, part, rows)).square().sum() for part in parts])
     if isinstance(sae.config.nest, nest.Ks) and sae.config.nest.weighting == "balanced":
-        return len(parts) / (1 / errors.detach()).sum() * (errors / errors.detach()).mean()
-    return errors @ errors.new_tensor(weights)
+        return errors, 1 / errors.detach() / (1 / errors.detach()).sum()
+    return errors, errors.new_tensor(weights)
 
 
 def slow_levels(sae: SAE, z: Tensor, among: Tensor) -> list[Tensor]:
