@@ -55,6 +55,7 @@ class Score(StrEnum):
     saeuron = "saeuron"
     difference = "difference"
     shift = "shift"
+    attribution = "attribution"
     selective = "selective"
 
 

@@ -36,7 +36,7 @@ from vision_sae.sae import SAE
 class Choice:
     """How latents are chosen and what is done to them.
 
-    `count` latents by `score` ("saeuron", "difference", "shift", "selective"), or those above the
+    `count` latents by `score` (a name in `scores.SCORES`), or those above the
     `percentile` of all scores; over the mean of the timesteps, or at each (`per_step`). The gate of
     `where="image"` reads `detectors` latents. `towards` is another concept ("style:plain", or
     "nearest" of the same factor) that the scores compare with and whose means "replace" puts in the
@@ -136,7 +136,7 @@ def observe(
         check(prompts, concept)
     found = collect(adapter, saes, prompts, batch_size=batch_size, tell=tell)
     best = {
-        site: torch.cat([_top(s.contrast(c), "difference", candidates) for c in concepts]).unique()
+        site: torch.cat([_top(s.contrast(c), saes[site], candidates) for c in concepts]).unique()
         for site, s in found.items()
     }
     codes = pooled(adapter, saes, prompts, best, batch_size=batch_size, tell=tell)
@@ -146,9 +146,9 @@ def observe(
     )  # fmt: skip
 
 
-def _top(contrast: Contrast, score: str, count: int) -> Int[Tensor, " m"]:
-    """By the size of the score, averaged over timesteps."""
-    sizes = SCORES[score](contrast).abs().mean(0)
+def _top(contrast: Contrast, sae: SAE, count: int) -> Int[Tensor, " m"]:
+    """By the size of "difference", averaged over timesteps."""
+    sizes = SCORES["difference"](contrast, sae.W_dec.detach()).abs().mean(0)
     return sizes.topk(min(count, len(sizes))).indices.sort().values
 
 
@@ -265,7 +265,7 @@ def _chosen(
 ) -> _Chosen:
     stats = evidence.statistics[site]
     contrast = stats.contrast(concept, choice.towards)
-    edited = chosen_latents(contrast, choice)
+    edited = chosen_latents(contrast, evidence.saes[site].W_dec.detach(), choice)
     if given:
         edited = given[site].expand_as(edited)
     watched = _watched(evidence, site, stats.contrast(concept), choice)
@@ -318,9 +318,11 @@ def _site_edit(
     )  # fmt: skip
 
 
-def chosen_latents(contrast: Contrast, choice: Choice) -> Bool[Tensor, "T s"]:
+def chosen_latents(
+    contrast: Contrast, atoms: Float[Tensor, "s d"], choice: Choice
+) -> Bool[Tensor, "T s"]:
     """Which latents are edited at which timestep."""
-    scores = SCORES[choice.score](contrast)
+    scores = SCORES[choice.score](contrast, atoms)
     if not choice.per_step:
         scores = scores.mean(0, keepdim=True)
     if choice.percentile is not None:
@@ -337,8 +339,8 @@ def _watched(
     """The candidates that the image gate reads; none where there is no such gate."""
     if "image" not in choice.where.split("+"):
         return torch.zeros(0, dtype=torch.int64)
-    known = evidence.candidates[site]
-    sizes = SCORES["difference"](contrast).abs().mean(0)[known]
+    known, atoms = evidence.candidates[site], evidence.saes[site].W_dec.detach()
+    sizes = SCORES["difference"](contrast, atoms).abs().mean(0)[known]
     return known[sizes.topk(min(choice.detectors, len(known))).indices.sort().values]
 
 

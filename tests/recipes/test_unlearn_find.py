@@ -62,6 +62,11 @@ def contrast(mean: Tensor, other: Tensor | None = None) -> Contrast:
     return Contrast(mean, zero if other is None else other, zero, zero, zero, zero)
 
 
+def chosen(given: Contrast, choice: Choice) -> Tensor:
+    """Of an SAE whose atoms are unit vectors."""
+    return chosen_latents(given, torch.eye(given.mean.shape[1]), choice)
+
+
 # ---- by count
 
 
@@ -70,22 +75,28 @@ def test_exactly_so_many_latents_are_chosen(count: int, seed: int, per_step: boo
     """Codes of four values alone, so that there are ties; no latent may come in because of one."""
     generator = torch.Generator().manual_seed(seed)
     mean = torch.randint(0, 4, (3, 10), generator=generator).float()
-    found = chosen_latents(contrast(mean), Choice(count=count, per_step=per_step))
+    found = chosen(contrast(mean), Choice(count=count, per_step=per_step))
     assert found.sum(1).tolist() == [min(count, 10)] * 3
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_a_concept_that_changes_nothing_still_gets_its_count(score: str) -> None:
-    found = chosen_latents(contrast(torch.zeros(2, 6)), Choice(score=score, count=2))
+    found = chosen(contrast(torch.zeros(2, 6)), Choice(score=score, count=2))
     assert found.sum(1).tolist() == [2, 2]
 
 
 def test_those_with_the_largest_scores_are_chosen() -> None:
     mean = torch.tensor([[5.0, 0.0, 1.0, 3.0], [0.0, 1.0, 0.0, 4.0]])
-    over_all = chosen_latents(contrast(mean), Choice(count=1))
+    over_all = chosen(contrast(mean), Choice(count=1))
     assert over_all.nonzero()[:, 1].tolist() == [3, 3]  # mean scores 2.5, 0.5, 0.5, 3.5
-    each = chosen_latents(contrast(mean), Choice(count=1, per_step=True))
+    each = chosen(contrast(mean), Choice(count=1, per_step=True))
     assert each.nonzero()[:, 1].tolist() == [0, 3]
+
+
+def test_a_small_code_of_a_long_atom_counts_more_than_a_larger_one_of_a_short_atom() -> None:
+    atoms = torch.tensor([[1.0, 0.0], [0.0, 10.0]])
+    found = chosen_latents(contrast(torch.tensor([[3.0, 1.0]])), atoms, Choice(count=1))
+    assert found.tolist() == [[False, True]]
 
 
 # ---- by percentile
@@ -95,7 +106,7 @@ def test_those_with_the_largest_scores_are_chosen() -> None:
 @pytest.mark.parametrize("per_step", [False, True])
 def test_a_percentile_is_torch_quantile(percentile: float, per_step: bool) -> None:
     mean = torch.rand(4, 50, generator=torch.Generator().manual_seed(0))
-    found = chosen_latents(contrast(mean), Choice(percentile=percentile, per_step=per_step))
+    found = chosen(contrast(mean), Choice(percentile=percentile, per_step=per_step))
     for t in range(4):
         scores = mean[t] if per_step else mean.mean(0)
         wanted = scores > torch.quantile(scores, percentile / 100)
