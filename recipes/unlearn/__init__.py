@@ -12,6 +12,7 @@ comes from the file, as in `from vision_sae.recipes.unlearn.find import nearest`
 
 from vision_sae.recipes.unlearn.apply import removal_of, unlearn
 from vision_sae.recipes.unlearn.assign import Assigned, assign
+from vision_sae.recipes.unlearn.concept_steering import ConceptSteering
 from vision_sae.recipes.unlearn.find import Choice, Evidence, find, observe, plan_for
 from vision_sae.recipes.unlearn.judging import Trial, ZeroShot
 from vision_sae.recipes.unlearn.plan import Plan, SiteEdit
@@ -20,7 +21,8 @@ from vision_sae.recipes.unlearn.removal import Draw, Method, Removal
 from vision_sae.recipes.unlearn.show import Comparison, compare, show
 from vision_sae.recipes.unlearn.statistics import Statistics, collect
 from vision_sae.recipes.unlearn.sweep import Table, in_window, where_removable, windows
-from vision_sae.recipes.unlearn.text import ConceptSteering, steer_text, steering_vector
+from vision_sae.recipes.unlearn.text import steer_text
+from vision_sae.recipes.unlearn.text_layers import steering_vector
 from vision_sae.recipes.unlearn.tune import Tuned, tune
 
 __all__ = [

@@ -16,6 +16,7 @@ from vision_sae.recipes.unlearn.calls import Guidance
 from vision_sae.recipes.unlearn.change import Clock, SiteChange
 from vision_sae.recipes.unlearn.plan import Plan, SiteEdit
 from vision_sae.recipes.unlearn.removal import Removal
+from vision_sae.recipes.unlearn.text import steered
 from vision_sae.sae import SAE
 
 Plans = Plan | str | Path | Sequence[Plan | str | Path]
@@ -48,6 +49,9 @@ def unlearn(pipe: Any, plans: Plans, *, saes: Mapping[str, SAE] | None = None) -
             stack.enter_context(change.guided.following())
         for site, change in changes.items():
             stack.enter_context(edited(denoiser, site, change))
+        text = [edit for plan in chosen for edit in plan.text]
+        if text:
+            stack.enter_context(steered(pipe, text))
         yield pipe
 
 

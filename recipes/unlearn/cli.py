@@ -156,6 +156,37 @@ def find(
 
 
 @app.command()
+def steer(
+    concept: Concept,
+    out: Out,
+    model: Model = EMBEDDED,
+    prompts: Prompts = None,
+    words: Annotated[
+        str | None, typer.Option(help="What to steer away from. Default: the concept's value.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="Below 0: towards the words. Published: 0.5 and 0.7.")
+    ] = 0.85,
+    negative: Annotated[
+        bool, typer.Option("--negative/--prompts-only", help="Steer negative prompts too.")
+    ] = True,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write a plan that steers the text encoder away from a concept's words (Concept Steerers).
+
+    An SAE is trained on the tokens of the table's prompts; the plan itself needs none.
+
+    Example: `vision-sae unlearn steer --concept object:pizza --out away/`
+    """
+    from vision_sae.recipes.unlearn import commands, inputs
+
+    with show.errors():
+        asked = inputs.Asked(model, concept, (), prompts)
+        commands.steer(asked, words, strength, negative, out, overwrite, json)
+
+
+@app.command()
 def apply(
     plan: PlanFolders,
     prompt: Annotated[list[str], typer.Option(help="What to draw; may be given many times.")],

@@ -17,6 +17,7 @@ from vision_sae.model.adapter import load_adapter
 from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.apply import unlearn
 from vision_sae.recipes.unlearn.cli import EMBEDDED
+from vision_sae.recipes.unlearn.concept_steering import ConceptSteering
 from vision_sae.recipes.unlearn.draw import draw
 from vision_sae.recipes.unlearn.find import Evidence, choice_of, observe, plan_for
 from vision_sae.recipes.unlearn.inputs import (
@@ -30,6 +31,7 @@ from vision_sae.recipes.unlearn.inputs import (
     prompts_of,
     saes_of,
     usual_for,
+    words_of,
 )
 from vision_sae.recipes.unlearn.measuring import tuned
 from vision_sae.recipes.unlearn.plan import DESCRIPTION, Plan
@@ -50,9 +52,7 @@ def find(
     as_json: bool,
     grid: Mapping[str, Sequence[Any]] = MappingProxyType({}),
 ) -> Plan:
-    claim_folder(out, DESCRIPTION, overwrite=overwrite)
-    if (out / DESCRIPTION).exists() and not overwrite:
-        raise OutputExists(f"{out} holds a plan; choose another folder or pass --overwrite")
+    _claim(out, overwrite)
     choice = choice_of(settings, compat, usual_for(asked.concept))
     check_grid(grid)
     rows = prompts_of(asked)
@@ -76,6 +76,12 @@ def find(
     return plan
 
 
+def _claim(out: Path, overwrite: bool) -> None:
+    claim_folder(out, DESCRIPTION, overwrite=overwrite)
+    if (out / DESCRIPTION).exists() and not overwrite:
+        raise OutputExists(f"{out} holds a plan; choose another folder or pass --overwrite")
+
+
 def _tell_plan(plan: Plan, seen: Evidence, out: Path, as_json: bool) -> None:
     if as_json:
         show.as_json(plan.describe())
@@ -89,7 +95,42 @@ def _tell_plan(plan: Plan, seen: Evidence, out: Path, as_json: bool) -> None:
         rows.append((edit.site, int(edited.sum()), edit.mode, edit.where, named))
     show.grid(f"plan for {plan.concept}", ("site", "latents", "mode", "where", "first"), rows)
     show.table("made from", {k: v for k, v in plan.about.items() if k != "score"})
+    _tell_next(out)
+
+
+def _tell_next(out: Path) -> None:
     show.console.print(f"{out}: draw with `vision-sae unlearn apply {out} --prompt ... --out ...`")
+
+
+# ---- steer
+
+
+def steer(
+    asked: Asked,
+    words: str | None,
+    strength: float,
+    negative: bool,
+    out: Path,
+    overwrite: bool,
+    as_json: bool,
+) -> Plan:
+    _claim(out, overwrite)
+    rows = prompts_of(asked, 1)
+    check(rows, asked.concept)
+    adapter: Any = load_adapter(asked.model)
+    adapter.pipe.set_progress_bar_config(disable=True)
+    text = words or words_of(asked)
+    found = ConceptSteering(strength, negative=negative)
+    sae = found.trained_on(adapter.pipe, sorted({row.prompt.text for row in rows}))
+    plan = found.plan(adapter, sae, asked.concept, text)
+    plan.save(out)
+    if as_json:
+        show.as_json(plan.describe())
+    else:
+        edits = [(e.component, e.layer, e.strength) for e in plan.text]
+        show.grid(f"away from {text!r}", ("encoder", "layer", "strength"), edits)
+        _tell_next(out)
+    return plan
 
 
 # ---- apply and show

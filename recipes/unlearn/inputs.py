@@ -10,6 +10,7 @@ from vision_sae.errors import ConfigError, MismatchError
 from vision_sae.jobs.loading import load_sae
 from vision_sae.model.adapter import TextImageAdapter, fingerprint, load_adapter
 from vision_sae.recipes.unlearn import methods
+from vision_sae.recipes.unlearn.baselines.words import VocabularyWords
 from vision_sae.recipes.unlearn.cli import EMBEDDED
 from vision_sae.recipes.unlearn.find import BEST, Choice
 from vision_sae.recipes.unlearn.judging import ZeroShot
@@ -52,6 +53,13 @@ def prompts_of(asked: Asked, per_pair: int = 4) -> list[Labelled]:
             "the columns prompt, seed and one per factor"
         )
     return methods.asked(per_pair)
+
+
+def words_of(asked: Asked) -> str:
+    """What a concept is called in prompts: "pizza", and of emoji-diffusion "neon style"."""
+    if is_embedded(asked.model):
+        return VocabularyWords().words(asked.concept)
+    return parse(asked.concept)[1]
 
 
 def is_embedded(model: str) -> bool:

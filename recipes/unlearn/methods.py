@@ -155,7 +155,7 @@ def all_methods(
         NegativePrompt,
         SafeGuidance,
     )
-    from vision_sae.recipes.unlearn.text import ConceptSteering
+    from vision_sae.recipes.unlearn.concept_steering import ConceptSteering
 
     observed = {seed: Observed(pipe, of_seed) for seed, of_seed in saes.items()}
     first = next(iter(observed.values()))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import require
-from vision_sae.recipes.unlearn.plan import Plan, SiteEdit
+from vision_sae.recipes.unlearn.plan import Plan, SiteEdit, TextEdit
 
 Labels = Sequence[Mapping[str, str]]
 Verdict = tuple[dict[str, str], dict[str, str]]  # what a plain and an edited picture show
@@ -51,7 +51,7 @@ def page(
     return render(
         "show.html",
         concepts=concepts,
-        plans=[{"plan": plan, "edits": [facts(edit) for edit in plan.edits]} for plan in plans],
+        plans=[{"plan": plan, "edits": _all_facts(plan)} for plan in plans],
         groups=_groups(cards, bool(labels)),
         tallies=tallies(concepts, read, asked) if read else [],
         shown=128 if side <= 128 else 256,
@@ -115,6 +115,20 @@ def tallies(
         same = sum(plain == edited for plain, edited in others)
         found.append(("other prompts read as before", f"{same} of {len(others)}"))
     return found
+
+
+def _all_facts(plan: Plan) -> list[dict[str, str]]:
+    """Of a plan's edits of sites, or of text."""
+    return [facts(edit) for edit in plan.edits] or [text_facts(edit) for edit in plan.text]
+
+
+def text_facts(edit: TextEdit) -> dict[str, str]:
+    """One edit of text in words, for the table."""
+    return {
+        "layer": f"{edit.component}, layer {edit.layer}",
+        "strength": f"{edit.strength:g}",
+        "negative prompts": "the other way" if edit.negative else "left as they are",
+    }
 
 
 def facts(edit: SiteEdit) -> dict[str, str]:

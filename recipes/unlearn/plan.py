@@ -98,8 +98,26 @@ def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
+class TextEdit:
+    """What is added to one layer of a text encoder: -strength * vector on the prompts' pass.
+
+    On the negative prompts' pass the opposite, where `negative`. See text.py (Concept Steerers).
+    """
+
+    component: str  # of the pipeline: "text_encoder"
+    layer: int
+    vector: Float[Tensor, "t d"]
+    strength: float
+    negative: bool = True
+
+    def scaled(self, factor: float) -> "TextEdit":
+        """The same edit, `factor` times as strong."""
+        return replace(self, strength=self.strength * factor)
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """The edits that remove one concept from one model.
+    """The edits that remove one concept from one model: of its denoiser, of its text encoders.
 
     `weights` is a sample of the denoiser's weights and `schedule` says how its timesteps count:
     by these `check` tells whether a plan belongs to a pipeline.
@@ -111,6 +129,7 @@ class Plan:
     weights: Float[Tensor, " samples"]
     schedule: Mapping[str, Any]
     about: Mapping[str, Any] = field(default_factory=dict)
+    text: tuple[TextEdit, ...] = ()
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -118,7 +137,8 @@ class Plan:
 
     def scaled(self, factor: float) -> "Plan":
         """The same plan, `factor` times as strong; 0 is the identity."""
-        return replace(self, edits=tuple(edit.scaled(factor) for edit in self.edits))
+        edits = tuple(edit.scaled(factor) for edit in self.edits)
+        return replace(self, edits=edits, text=tuple(edit.scaled(factor) for edit in self.text))
 
     def save(self, folder: str | Path) -> Path:
         """Write plan.json and plan.safetensors."""
@@ -127,6 +147,7 @@ class Plan:
         tensors = {"weights": self.weights}
         for i, edit in enumerate(self.edits):
             tensors |= {f"{i}.{name}": tensor.clone() for name, tensor in _tensors(edit).items()}
+        tensors |= {f"text.{i}": edit.vector for i, edit in enumerate(self.text)}
         write_tensors(folder / TENSORS, tensors)
         write_json(folder / DESCRIPTION, self.describe())
         return folder
@@ -136,7 +157,7 @@ class Plan:
         return {
             "format": FORMAT, "concept": self.concept, "model": self.model,
             "schedule": dict(self.schedule), "edits": [_settings(edit) for edit in self.edits],
-            "about": dict(self.about),
+            "text": [_text_settings(edit) for edit in self.text], "about": dict(self.about),
         }  # fmt: skip
 
     @classmethod
@@ -149,9 +170,13 @@ class Plan:
             if told["format"] != FORMAT:
                 raise CheckpointError(f"{folder}: plan format {told['format']}; known: {FORMAT}")
             edits = [_edit(s, part(tensors, f"{i}.")) for i, s in enumerate(told["edits"])]
+            text = [
+                TextEdit(vector=tensors[f"text.{i}"], **s)
+                for i, s in enumerate(told.get("text", ()))
+            ]
             return cls(
                 told["concept"], tuple(edits), told["model"], tensors["weights"],
-                told["schedule"], told["about"],
+                told["schedule"], told["about"], tuple(text),
             )  # fmt: skip
         except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
             raise CheckpointError(
@@ -207,6 +232,10 @@ def _settings(edit: SiteEdit) -> dict[str, Any]:
     apart = {"latents", "timesteps", "readout", *TABLES, *MAPS}
     settings = {f.name: getattr(edit, f.name) for f in fields(edit) if f.name not in apart}
     return settings | {"rows": edit.readout.rows if edit.readout else None}
+
+
+def _text_settings(edit: TextEdit) -> dict[str, Any]:
+    return {f.name: getattr(edit, f.name) for f in fields(edit) if f.name != "vector"}
 
 
 def _edit(settings: dict[str, Any], tensors: dict[str, Tensor]) -> SiteEdit:

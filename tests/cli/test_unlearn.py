@@ -48,7 +48,7 @@ a cow,5,cow,plain
 a cow in neon,6,cow,neon
 """
 GUIDE = (Path(__file__).parents[2] / "docs" / "unlearn.md").read_text("utf-8")
-COMMANDS = ("find", "apply", "show", "sweep", "evaluate")
+COMMANDS = ("find", "steer", "apply", "show", "sweep", "evaluate")
 Fine = Callable[..., Result]
 Refused = Callable[..., str]
 
@@ -226,6 +226,29 @@ def test_a_window_is_two_timesteps() -> None:
     assert inputs.window_of("200:800") == (200, 800)
     with pytest.raises(ConfigError, match="FROM:TO in timesteps, as 200:800; got '200:'"):
         inputs.window_of("200:")
+
+
+# ---- steer
+
+
+def test_steer_writes_a_plan_that_apply_draws_with(
+    tiny: Tiny, fine: Fine, refused: Refused, tmp_path: Path
+) -> None:
+    given = ["--model", tiny.model, "--prompts", tiny.table, "--concept", "object:cat"]
+    asks = [*given, "--strength", 3, "--out", tmp_path / "away"]
+    result = fine("unlearn", "steer", *asks)
+    assert "away from 'cat'" in result.stdout
+    made = Plan.load(tmp_path / "away")
+    (edit,) = made.text
+    assert (made.concept, made.edits, edit.component, edit.strength) == (
+        "object:cat", (), "text_encoder", 3,
+    )  # fmt: skip
+    assert "holds a plan" in refused("unlearn", "steer", *asks)
+    drawn = ["--model", tiny.model, "--prompt", "a cat", "--plain", "--out", tmp_path / "drawn"]
+    fine("unlearn", "apply", tmp_path / "away", *drawn)
+    (plain,) = (tmp_path / "drawn").glob("*-plain.png")
+    edited = plain.with_name(plain.name.replace("-plain", ""))
+    assert not torch.equal(picture(plain), picture(edited))
 
 
 # ---- apply and show

@@ -3,6 +3,7 @@
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ sys.path.append(str(Path(__file__).parents[1] / "adapters"))
 import diffusers_models
 
 from vision_sae.errors import ConfigError
-from vision_sae.recipes.unlearn.text import (
-    ConceptSteering,
+from vision_sae.recipes.unlearn.apply import unlearn
+from vision_sae.recipes.unlearn.concept_steering import ConceptSteering
+from vision_sae.recipes.unlearn.plan import Plan
+from vision_sae.recipes.unlearn.text import steer_text
+from vision_sae.recipes.unlearn.text_layers import (
     hidden_states,
     layers_of,
-    steer_text,
     steering_vector,
     text_rows,
 )
@@ -195,3 +198,37 @@ def test_as_a_method_it_trains_its_own_sae() -> None:
     with removal(pipe) as draw:
         assert not torch.equal(embeddings(draw, "sd")[0], before[0])
     assert torch.equal(embeddings(pipe, "sd")[0], before[0])
+
+
+# ---- in a plan
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_plan_steers_as_the_block_does(kind: str, tmp_path: Path) -> None:
+    pipe, before = pipeline(kind), embeddings(pipeline(kind), kind)
+    sae, plan = sae_of(pipe), plan_of(pipe)
+    with steer_text(pipe, sae, "a", 0.5):
+        wanted = embeddings(pipe, kind)
+    plan.save(tmp_path)
+    with unlearn(pipe, tmp_path):
+        found = embeddings(pipe, kind)
+    with unlearn(pipe, plan.scaled(0.0)):
+        none = embeddings(pipe, kind)
+    for i in range(2):
+        assert torch.equal(found[i], wanted[i]) and torch.equal(none[i], before[i])
+
+
+def test_plans_of_text_are_added_up() -> None:
+    pipe = pipeline("sd")
+    plan = plan_of(pipe)
+    with unlearn(pipe, plan):
+        once = embeddings(pipe, "sd")
+    with unlearn(pipe, [plan.scaled(0.25), plan.scaled(0.75)]):
+        both = embeddings(pipe, "sd")
+    assert torch.allclose(once[0], both[0], atol=1e-6)
+    assert torch.allclose(once[1], both[1], atol=1e-6)
+
+
+def plan_of(pipe: Any) -> Plan:
+    model = SimpleNamespace(pipe=pipe, model=pipe.unet, name="tiny")
+    return ConceptSteering(0.5).plan(model, sae_of(pipe), "object:a", "a")
