@@ -62,6 +62,7 @@ def find(
     adapter.pipe.set_progress_bar_config(disable=True)
     saes = saes_of(asked.model, adapter, asked.saes)
     own = sum(holds(row, asked.concept) for row in rows) if choice.mode == "transport" else 0
+    own *= choice.rounds
     with show.progress("find", 2 * len(rows) + own * (not grid), "prompts") as advance:
         tell, concepts = advance_of(advance), [asked.concept]
         batch = batch_of(asked.model, asked.batch)

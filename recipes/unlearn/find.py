@@ -41,8 +41,8 @@ class Choice:
     `where="image"` reads `detectors` latents. `towards` is another concept ("style:plain", or
     "nearest" of the same factor) that the scores compare with and whose means "replace" puts in the
     place; without it all others. "transport" needs it, and learns a map from codes or from
-    activations (`reads`). `mode`, `where`, `multiplier`, `half`, `window`: see SiteEdit. Raises
-    ConfigError, UnknownName.
+    activations (`reads`), in `rounds` (see transport.py). `mode`, `where`, `multiplier`, `half`,
+    `window`: see SiteEdit. Raises ConfigError, UnknownName.
     """
 
     score: str = "shift"
@@ -59,15 +59,17 @@ class Choice:
     window: tuple[int, int] = (0, 10**6)
     saeuron_sign: bool = False
     reads: str = "codes"
+    rounds: int = 2
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise UnknownName("score", self.score, SCORES)
         for what, allowed in (("mode", Mode), ("half", Half), ("reads", Reads)):
             one_of(what, getattr(self, what), get_args(allowed))
-        if self.count < 1 or self.detectors < 1:
+        if min(self.count, self.detectors, self.rounds) < 1:
             raise ConfigError(
-                f"count and detectors must be at least 1; got {self.count}, {self.detectors}"
+                "count, detectors and rounds must be at least 1; got "
+                f"{self.count}, {self.detectors}, {self.rounds}"
             )
         if self.percentile is not None and not 0 <= self.percentile < 100:
             raise ConfigError(f"percentile must be from 0 to below 100; got {self.percentile}")
@@ -290,8 +292,9 @@ def _learnt(
     whole = choice.reads == "activations"
     batch = max(1, evidence.batch_size // 2)  # both prompts of a pair are in it
     return learn(
-        evidence.adapter, evidence.saes, read, pairs, whole=whole, batch_size=batch, tell=tell
-    )
+        evidence.adapter, evidence.saes, read, pairs,
+        whole=whole, rounds=choice.rounds, batch_size=batch, tell=tell,
+    )  # fmt: skip
 
 
 def _site_edit(

@@ -6,7 +6,9 @@ squares leads from the codes under the concept's prompt to what must be added:
 
     x_instead - x_asked  ~  f(x_asked) write + shift(t)
 
-So the map is learnt where it will be used: on the trajectory of an edited sampling.
+The first map is learnt on the trajectory of the wanted prompt. Each later round learns it anew on
+the trajectory of a sampling that the last map edits, from what both prompts give there, so that it
+also undoes what its own errors do to the picture (as DAgger, arXiv 1011.0686).
 
 Shape key: n pairs, T timesteps, t tokens, m latents that are read, d width of the site.
 """
@@ -126,46 +128,60 @@ def learn(
     *,
     whole: bool = False,
     ridge: float = RIDGE,
+    rounds: int = 2,
     batch_size: int = 32,
     tell: Callable[[int], None] = lambda pairs: None,
 ) -> dict[str, Transport]:
     """The map of each site, from codes of its latents, or from the `whole` activations.
+
+    `tell` is told of each round's pairs.
 
     Streamed: sums are kept, and token-mean codes of these latents. Raises ConfigError for an
     adapter that does not keep the conditional half.
     """
     if adapter.half != "cond":
         raise ConfigError(f"pairs are compared in the conditional half; got half={adapter.half!r}")
-    steps = len(adapter.timesteps)
-    sums = {site: _Sums(sae, latents[site], steps, whole) for site, sae in saes.items()}
     probe_sites(adapter, list(saes), adapter.prepare([pairs[0].asked.prompt]))  # they are there
-    for start in range(0, len(pairs), batch_size):
-        some = pairs[start : start + batch_size]
-        _follow(adapter, sums, some)
-        tell(len(some))
-    return {site: each.solved(ridge) for site, each in sums.items()}
+    steps, maps = len(adapter.timesteps), None
+    for _ in range(rounds):
+        sums = {site: _Sums(sae, latents[site], steps, whole) for site, sae in saes.items()}
+        for start in range(0, len(pairs), batch_size):
+            some = pairs[start : start + batch_size]
+            _follow(adapter, sums, some, maps)
+            tell(len(some))
+        maps = {site: each.solved(ridge) for site, each in sums.items()}
+    return maps or {}
 
 
-def _follow(adapter: Any, sums: Mapping[str, _Sums], pairs: Sequence[Pair]) -> None:
-    """One batch: the wanted prompts, then the concept's on the same seeds and latents."""
-    wanted = [pair.instead.prompt for pair in pairs]
+def _follow(
+    adapter: Any,
+    sums: Mapping[str, _Sums],
+    pairs: Sequence[Pair],
+    maps: Mapping[str, Transport] | None,
+) -> None:
+    """One batch: the wanted prompts, then the concept's on the same seeds and latents.
+
+    The latents are those of the wanted prompts, or where there are `maps` of what these edit.
+    """
+    n, wanted = len(pairs), [pair.instead.prompt for pair in pairs]
     asked = [pair.asked.prompt._replace(seed=p.seed) for pair, p in zip(pairs, wanted, strict=True)]
     for each in sums.values():
         each.codes.append([])
     with ExitStack() as stack:
         stack.enter_context(inference(adapter.model))
-        stack.enter_context(_same_latents(adapter.model, len(pairs)))
+        stack.enter_context(_same_latents(adapter.model, n, 0 if maps is None else 1))
         for site, each in sums.items():
-            stack.enter_context(edit(adapter.model, site, _Recorder(adapter, each, len(pairs))))
+            recorder = _Recorder(adapter, each, n, None if maps is None else maps[site])
+            stack.enter_context(edit(adapter.model, site, recorder))
         adapter.run(adapter.prepare([*wanted, *asked]))
 
 
 @contextmanager
-def _same_latents(model: Any, n: int) -> Iterator[None]:
-    """Rows of the second n prompts read the latents of the first, in each half."""
+def _same_latents(model: Any, n: int, which: int) -> Iterator[None]:
+    """All rows read the latents of the first (0) or of the second (1) n prompts, in each half."""
 
     def copied(x: Tensor) -> Tensor:
-        halves = x.unflatten(0, (-1, 2, n))[:, :1]
+        halves = x.unflatten(0, (-1, 2, n))[:, which : which + 1]
         return torch.cat([halves, halves], 1).flatten(0, 2)
 
     def before(module: Any, args: Any, kwargs: Any) -> Any:
@@ -182,18 +198,27 @@ def _same_latents(model: Any, n: int) -> Iterator[None]:
 
 
 class _Recorder:
-    """Adds to a site's sums, and puts what is wanted in the place of what is asked."""
+    """Adds to a site's sums, and puts in the place of what is asked what is wanted, or what a map
+    makes of it.
+    """
 
-    def __init__(self, adapter: Any, sums: _Sums, n: int) -> None:
-        self.adapter, self.sums, self.n = adapter, sums, n
+    def __init__(self, adapter: Any, sums: _Sums, n: int, learnt: Transport | None) -> None:
+        self.adapter, self.sums, self.n, self.learnt = adapter, sums, n, learnt
         self.call = self.step = 0
 
     def __call__(self, output: Tensor) -> Tensor:
-        halves = output.unflatten(0, (-1, 2, self.n))
-        instead, asked = halves[-1]
+        instead, asked = output.unflatten(0, (-1, 2, self.n))[-1]
+        x, back = as_tokens(asked, self.sums.width)
+        changed = instead
+        if self.learnt is not None:
+            changed = asked + back(self._added(x, self.learnt)).to(asked.dtype)
         if self.adapter.keep(self.call, output) is not None:
-            width = self.sums.width
-            self.sums.add(self.step, as_tokens(asked, width)[0], as_tokens(instead, width)[0])
+            self.sums.add(self.step, x, as_tokens(instead, self.sums.width)[0])
             self.step += 1
         self.call += 1
-        return torch.cat([output[: -self.n], instead])
+        return torch.cat([output[: -self.n], changed])
+
+    def _added(self, x: Float[Tensor, "n t d"], learnt: Transport) -> Float[Tensor, "n t d"]:
+        source = x.float() if self.sums.whole else self.sums.read(x.float())[0]
+        shift = learnt.shift[min(self.step, len(learnt.shift) - 1)]
+        return source @ learnt.write.to(x.device) + shift.to(x.device)

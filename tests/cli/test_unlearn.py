@@ -174,7 +174,7 @@ def test_another_model_needs_prompts_and_saes(tiny: Tiny, refused: Refused, tmp_
         (["--window", "800:200"], "a window is (from, to) in timesteps, from <= to"),
         (["--where", "nowhere"], "gate must be one of everywhere, threshold, image, mask"),
         (["--percentile", "100"], "percentile must be from 0 to below 100; got 100"),
-        (["--count", "0"], "count and detectors must be at least 1; got 0"),
+        (["--count", "0"], "count, detectors and rounds must be at least 1; got 0"),
     ],
 )
 def test_find_says_what_is_wrong(

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +172,7 @@ def test_the_pairs_are_those_of_one_call_after_another(
 
     monkeypatch.setattr(transport._Sums, "add", noted)
     pairs = pairs_of(TABLE, "letter:a", "letter:b")[:2]
-    learn(adapter, saes, FEW, pairs)
+    learn(adapter, saes, FEW, pairs, rounds=1)
     for i, pair in enumerate(pairs):
         for step, of_step in enumerate(slow(pipe, saes, pair)):
             for site, noted_of in zip(SITES, seen.values(), strict=True):
@@ -179,6 +181,37 @@ def test_the_pairs_are_those_of_one_call_after_another(
                 for mine, theirs in zip((asked, instead), of_step[site], strict=True):
                     flat = theirs.flatten(2).movedim(1, 2)[0]
                     torch.testing.assert_close(mine[i], flat, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("reads", ["codes", "activations"])
+def test_the_second_round_is_on_the_trajectory_that_the_first_map_edits(
+    evidence: Evidence, reads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the sites give under the concept's prompt, before each is edited."""
+    choice = Choice(
+        mode="transport", towards="letter:b", count=16, where="everywhere", reads=reads, rounds=1
+    )
+    plan, pipe = plan_for(evidence, "letter:a", choice), evidence.adapter.pipe
+    asked = pairs_of(TABLE, "letter:a", "letter:b")
+    seen: list[Tensor] = []
+    add = transport._Sums.add
+
+    def noted(self: Any, step: int, asked: Tensor, instead: Tensor) -> None:
+        seen.append(asked[0].clone())
+        add(self, step, asked, instead)
+
+    monkeypatch.setattr(transport._Sums, "add", noted)
+    plan_for(evidence, "letter:a", replace(choice, rounds=2))
+    wanted: list[Tensor] = []
+    with ExitStack() as stack:
+        for site in SITES:
+            keep = lambda call, output: wanted.append(output[1].flatten(1).T.clone())  # noqa: E731
+            stack.enter_context(capture(pipe.unet, [site], keep=keep))
+        with unlearn(pipe, plan):
+            drawn(pipe, asked[0].asked.prompt.text, asked[0].instead.prompt.seed)
+    assert len(seen) == 2 * len(wanted) == 2 * 3 * len(SITES)
+    for mine, theirs in zip(seen[len(wanted) :], wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
