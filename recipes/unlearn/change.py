@@ -114,6 +114,13 @@ def spread(table: Float[Tensor, "T m"], timesteps: Int[Tensor, " T"]) -> Float[T
     return torch.lerp(table[low], table[high], part)
 
 
+def _phases(timesteps: Int[Tensor, " T"], phases: int) -> Int[Tensor, " r"]:
+    """Each timestep's phase: that of the nearest of those that were sampled, noise first."""
+    times = timesteps.sort(descending=True).values
+    near = (torch.arange(LAST + 1)[:, None] - times).abs().argmin(1)
+    return near * phases // len(times)
+
+
 class _GateFirst(NamedTuple):
     """What an edit with an image gate reads of all pictures, and of those where it opens."""
 
@@ -139,6 +146,7 @@ class _Edit:
         self.span = slice(first, first + len(edit.latents))
         if edit.write is not None and edit.shift is not None:
             self.write = edit.write.float().to(device)
+            self.phase = _phases(edit.timesteps, len(edit.write)).to(device)
             self.shift = spread(edit.shift, edit.timesteps).to(device)
         self.needs = set(edit.gates)
         self.first = _GateFirst.of(edit, device)
@@ -207,7 +215,8 @@ class _Edit:
             return self.patched(x, f, now, opened)
         source = f if self.plan.reads == "codes" else x
         strength = now.strengths.amax() * self.gate(f, now, opened)
-        return strength * (source @ self.write + row_of(self.shift, row))
+        write = row_of(self.write, row_of(self.phase, row))
+        return strength * (source @ write + row_of(self.shift, row))
 
     def patched(
         self, x: Float[Tensor, "b t d"], f: Float[Tensor, "b t m"], now: Tables, opened: Opened

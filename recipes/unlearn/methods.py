@@ -33,7 +33,10 @@ EDITED: Choices = {
 PATCHES: Choices = {
     "object": Choice(mode="patches", where="image+mask", score="difference", count=16)
 }
-ASSIGNED: Choices = {f: Choice(mode="clamp", multiplier=-4.0) for f in ("object", "style")}
+ASSIGNED: Choices = {
+    "object": Choice(mode="clamp", multiplier=-16.0),
+    "style": Choice(mode="clamp", multiplier=-4.0),
+}
 FIRST_SEED = 40_000_000  # of the prompts that statistics are taken on: neither split's
 ATTACKED = ("object:pizza", "object:frog", "style:neon", "style:sepia")
 

@@ -25,7 +25,7 @@ Mode = Literal["multiple", "zero", "clamp", "scale", "replace", "patches", "tran
 Reads = Literal["codes", "activations"]
 Gate = Literal["everywhere", "threshold", "image", "mask"]
 Half = Literal["cond", "uncond", "both"]
-DESCRIPTION, TENSORS, FORMAT = "plan.json", "plan.safetensors", 1
+DESCRIPTION, TENSORS, FORMAT = "plan.json", "plan.safetensors", 2
 SAMPLES = 256  # weights of the model that a plan remembers, to know it again
 TABLES = ("strengths", "mean", "other", "theta", "detector", "bias")
 MAPS = ("write", "shift")
@@ -39,7 +39,7 @@ class SiteEdit:
     mean, "scale" multiplier * f, "replace" f + other - mean. "patches" leaves the codes and puts
     undetected positions of the same map in the place of detected ones (PER, arXiv 2606.31699).
     "transport" leaves the codes and adds f write + shift to the output (see transport.py), or
-    x write + shift where it `reads` activations.
+    x write + shift where it `reads` activations, with a `write` for each of p parts of `timesteps`.
     `where` names gates, joined by +: "everywhere"; "threshold" where a code is above theta; "image"
     where the detector finds the concept in the token-mean codes; "mask" on tokens where any edited
     code is above theta. Tables are interpolated between `timesteps`, and constant beyond them.
@@ -64,7 +64,7 @@ class SiteEdit:
     readout: Readout | None = None  # None: the SAE itself must be at hand
     saeuron_sign: bool = False  # add the SAE's error with the published code's sign
     reads: str = "codes"
-    write: Float[Tensor, "r d"] | None = None
+    write: Float[Tensor, "p r d"] | None = None
     shift: Float[Tensor, "T d"] | None = None
 
     def __post_init__(self) -> None:

@@ -4,13 +4,14 @@ Two prompts that differ in the concept alone are run on the same latents, those 
 is wanted instead. At each site, with all earlier sites already replaced, a linear map by least
 squares leads from the codes under the concept's prompt to what must be added:
 
-    x_instead - x_asked  ~  f(x_asked) write + shift(t)
+    x_instead - x_asked  ~  f(x_asked) write(phase of t) + shift(t)
 
 The first map is learnt on the trajectory of the wanted prompt. Each later round learns it anew on
 the trajectory of a sampling that the last map edits, from what both prompts give there, so that it
 also undoes what its own errors do to the picture (as DAgger, arXiv 1011.0686).
 
-Shape key: n pairs, T timesteps, t tokens, m latents that are read, d width of the site.
+Shape key: n pairs, T timesteps, p phases of them, t tokens, m latents that are read, d width of the
+site.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from vision_sae.recipes.unlearn.prompts import Labelled, holds, parse
 from vision_sae.recipes.unlearn.readers import reader_of
 from vision_sae.sae import SAE
 
-RIDGE = 0.01
+RIDGE, PHASES = 0.01, 5
 
 
 class Pair(NamedTuple):
@@ -42,7 +43,7 @@ class Pair(NamedTuple):
 class Transport(NamedTuple):
     """A site's map, and what it was learnt from."""
 
-    write: Float[Tensor, "r d"]  # from m codes, or from d activations
+    write: Float[Tensor, "p r d"]  # from m codes, or from d activations
     shift: Float[Tensor, "T d"]
     codes: Float[Tensor, "n T m"]  # token means under the concept's prompts, for detectors
     explained: float  # share of the difference's square
@@ -85,39 +86,55 @@ class _Sums:
         self.read, self.whole = reader_of(sae, latents), whole
         self.width = d = sae.config.d
         m = d if whole else len(latents)
+        self.phase = phases_of(steps, min(PHASES, steps))
+        p = int(self.phase[-1]) + 1
         self.rows = 0
         self.f, self.moved = torch.zeros(steps, m).double(), torch.zeros(steps, d).double()
-        self.gram, self.cross = torch.zeros(m, m).double(), torch.zeros(m, d).double()
+        self.gram, self.cross = torch.zeros(p, m, m).double(), torch.zeros(p, m, d).double()
         self.square = 0.0
         self.codes: list[list[Tensor]] = []
 
     def add(
         self, step: int, asked: Float[Tensor, "b t d"], instead: Float[Tensor, "b t d"]
     ) -> None:
-        x = asked.flatten(0, 1).float()
+        x, phase = asked.flatten(0, 1).float(), int(self.phase[step])
         moved = (instead.flatten(0, 1).float() - x).cpu()
         codes = self.read(asked.float())[0]
         source = (x if self.whole else codes.flatten(0, 1)).cpu()
         self.rows += len(x) if step == 0 else 0
         self.f[step] += source.sum(0)
         self.moved[step] += moved.sum(0)
-        self.gram += source.T @ source
-        self.cross += source.T @ moved
+        self.gram[phase] += source.T @ source
+        self.cross[phase] += source.T @ moved
         self.square += float(moved.square().sum())
         self.codes[-1].append(codes.mean(1).cpu())
 
     def solved(self, ridge: float) -> Transport:
         """Least squares of centred rows, with `ridge` times the mean variance on the diagonal."""
         mean, moved = self.f / self.rows, self.moved / self.rows
-        gram = self.gram - self.rows * mean.T @ mean
-        cross = self.cross - self.rows * mean.T @ moved
-        penalty = (ridge * gram.diagonal().mean()).clamp(min=1e-12) * torch.eye(len(gram)).double()
-        write = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + penalty))
-        left = (write * (gram @ write)).sum() - 2 * (write * cross).sum()
-        centred = self.square - self.rows * float(moved.square().sum())
-        explained = 1 - (centred + float(left)) / max(self.square, 1e-12)
+        writes, left = [], self.square - self.rows * float(moved.square().sum())
+        for phase in range(len(self.gram)):
+            steps = self.phase == phase
+            gram = self.gram[phase] - self.rows * mean[steps].T @ mean[steps]
+            cross = self.cross[phase] - self.rows * mean[steps].T @ moved[steps]
+            write = _ridge(gram, cross, ridge)
+            left += float((write * (gram @ write)).sum() - 2 * (write * cross).sum())
+            writes.append(write)
+        write = torch.stack(writes)
+        shift = moved - torch.einsum("tm,tmd->td", mean, write[self.phase])
         codes = torch.cat([torch.stack(some, 1) for some in self.codes])
-        return Transport(write.float(), (moved - mean @ write).float(), codes, explained)
+        return Transport(write.float(), shift.float(), codes, 1 - left / max(self.square, 1e-12))
+
+
+def phases_of(steps: int, phases: int) -> Int[Tensor, " T"]:
+    """In which of so many phases of about one length each step is."""
+    return torch.arange(steps) * phases // steps
+
+
+def _ridge(gram: Float[Tensor, "m m"], cross: Float[Tensor, "m d"], ridge: float) -> Tensor:
+    penalty = (ridge * gram.diagonal().mean()).clamp(min=1e-12) * torch.eye(len(gram)).double()
+    solved: Tensor = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + penalty))
+    return solved
 
 
 def learn(
@@ -220,5 +237,6 @@ class _Recorder:
 
     def _added(self, x: Float[Tensor, "n t d"], learnt: Transport) -> Float[Tensor, "n t d"]:
         source = x.float() if self.sums.whole else self.sums.read(x.float())[0]
-        shift = learnt.shift[min(self.step, len(learnt.shift) - 1)]
-        return source @ learnt.write.to(x.device) + shift.to(x.device)
+        step = min(self.step, len(learnt.shift) - 1)
+        write = learnt.write[self.sums.phase[step]]
+        return source @ write.to(x.device) + learnt.shift[step].to(x.device)

@@ -91,7 +91,7 @@ def test_a_plan_comes_back_from_its_files(
 
 
 def test_a_map_comes_back_too(tmp_path: Path) -> None:
-    edit = edit_of(3, mode="transport", write=torch.rand(3, 4), shift=torch.rand(2, 4))
+    edit = edit_of(3, mode="transport", write=torch.rand(1, 3, 4), shift=torch.rand(2, 4))
     again = Plan.load(plan_of(edit).save(tmp_path)).edits[0]
     assert edit.write is not None and again.write is not None
     assert torch.equal(edit.write, again.write) and same(edit, again)

@@ -15,7 +15,7 @@ from vision_sae.adapters.diffusion import TrajectoryAdapter
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.model.hooks import capture
-from vision_sae.recipes.unlearn import transport
+from vision_sae.recipes.unlearn import change, transport
 from vision_sae.recipes.unlearn.apply import unlearn
 from vision_sae.recipes.unlearn.find import Choice, Evidence, nearest, observe, plan_for
 from vision_sae.recipes.unlearn.plan import Plan
@@ -216,7 +216,11 @@ def test_the_second_round_is_on_the_trajectory_that_the_first_map_edits(
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["relu", "topk"])
-def test_the_map_is_that_of_plain_least_squares(family: str) -> None:
+@pytest.mark.parametrize("phases", [1, 2])
+def test_the_map_is_that_of_plain_least_squares(
+    family: str, phases: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "PHASES", phases)
     torch.manual_seed(0)
     sae = SAE(SAEConfig.of(6, 12, family, **({"k": 5} if family == "topk" else {}))).eval()
     latents = torch.tensor([1, 4, 7, 9])
@@ -228,16 +232,22 @@ def test_the_map_is_that_of_plain_least_squares(family: str) -> None:
         sums.add(step, x[step], other[step])
     found = sums.solved(1e-6)
     f = sae.encode(x.reshape(-1, 6)).to_dense()[:, latents].view(2, 150, 4).double()
-    ones = torch.eye(2).double().repeat_interleave(150, 0)
-    design = torch.cat([f.flatten(0, 1), ones], 1)
+    codes = f.flatten(0, 1) if phases == 1 else torch.block_diag(*f)  # a map for each step
+    design = torch.cat([codes, torch.eye(2).double().repeat_interleave(150, 0)], 1)
     moved = (other - x).reshape(-1, 6).double()
     best = torch.linalg.lstsq(design, moved).solution
-    torch.testing.assert_close(found.write, best[:4].float(), atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(found.shift, best[4:].float(), atol=1e-3, rtol=1e-3)
+    write, shift = best[:-2].view(phases, 4, 6).float(), best[-2:].float()
+    torch.testing.assert_close(found.write, write, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.shift, shift, atol=1e-3, rtol=1e-3)
     left = (design @ best - moved).square().sum() / moved.square().sum()
     assert found.explained == pytest.approx(1 - float(left), abs=1e-3)
     token_means = sae.encode(x.reshape(-1, 6)).to_dense().view(2, 50, 3, 12).mean(2)
     torch.testing.assert_close(found.codes, token_means.movedim(0, 1)[..., latents])
+
+
+def test_a_timestep_takes_the_map_of_the_nearest_that_was_sampled() -> None:
+    found = change._phases(torch.tensor([800, 600, 400, 200]), 2)
+    assert found[[1000, 700, 501, 499, 300, 0]].tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_an_adapter_of_the_other_half_is_refused(pipe: Any, saes: dict[str, SAE]) -> None:
