@@ -140,8 +140,8 @@ def steered(pipe: Any, edits: Sequence[TextEdit]) -> Iterator[None]:
         if edit.strength:
             by_layer.setdefault((edit.component, edit.layer), []).append(edit)
     changes: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = [
-        (layers_of(pipe, dict([place]))[0].module, _Steer(some, passes))
-        for place, some in by_layer.items()
+        (layers_of(pipe, {component: number})[0].module, _Steer(some, passes))
+        for (component, number), some in by_layer.items()
     ]
     _STEERED.add(pipe)
     try:
