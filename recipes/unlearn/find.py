@@ -80,7 +80,7 @@ class Choice:
 
 
 # what did best on emoji-diffusion's validation pictures (docs/unlearn.md)
-BEST = Choice(mode="transport", towards="nearest", count=200, detectors=96, strength=1.15)
+BEST = Choice(mode="transport", towards="nearest", count=200, detectors=96, strength=1.1)
 # the published code: both halves, one latent above the 99.999th percentile at each step, -1 * mean
 SAEURON = Choice(
     score="saeuron", percentile=99.999, per_step=True, mode="multiple", where="threshold",
