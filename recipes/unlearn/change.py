@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from vision_sae.adapters.diffusion_inputs import kind_of
@@ -93,7 +93,7 @@ class Tables(NamedTuple):
         return Tables(*(row_of(table, row) for table in self))
 
 
-def row_of(table: Float[Tensor, "r m"], row: Any) -> Float[Tensor, " m"]:
+def row_of(table: Shaped[Tensor, "r ..."], row: Any) -> Shaped[Tensor, "..."]:
     """table[row], without a wait where the row is a tensor on the device."""
     return table.index_select(0, row)[0] if isinstance(row, Tensor) else table[row]
 

@@ -110,7 +110,7 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
     plan_of(edit_of()).save(tmp_path)
     told = json.loads((tmp_path / DESCRIPTION).read_text())
     (tmp_path / DESCRIPTION).write_text(json.dumps(told | {"format": 9}))
-    with pytest.raises(CheckpointError, match="plan format 9; known: 1"):
+    with pytest.raises(CheckpointError, match="plan format 9; known: 2"):
         Plan.load(tmp_path)
 
 
