@@ -34,7 +34,8 @@ def difference(c: Contrast, atoms: Atoms) -> Float[Tensor, "T s"]:
 
 def shift(c: Contrast, atoms: Atoms) -> Float[Tensor, "T s"]:
     """How far each latent moves the output, of either sign: |difference of means| * |atom|."""
-    return (c.mean - c.other).abs() * atoms.norm(dim=1)
+    moved: Tensor = (c.mean - c.other).abs() * atoms.norm(dim=1)
+    return moved
 
 
 def attribution(c: Contrast, atoms: Atoms) -> Float[Tensor, "T s"]:
@@ -46,7 +47,8 @@ def attribution(c: Contrast, atoms: Atoms) -> Float[Tensor, "T s"]:
     delta = c.mean - c.other
     moved = delta @ atoms
     probe = moved / (moved.norm(dim=1, keepdim=True) + EPS)
-    return delta * (probe @ atoms.T)
+    parts: Tensor = delta * (probe @ atoms.T)
+    return parts
 
 
 def selective(c: Contrast, atoms: Atoms) -> Float[Tensor, "T s"]:
