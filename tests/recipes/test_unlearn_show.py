@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError
 from vision_sae.model.adapter import fingerprint
 from vision_sae.recipes.unlearn.page import facts, tallies
-from vision_sae.recipes.unlearn.plan import Plan, SiteEdit, sample_of, schedule_of
+from vision_sae.recipes.unlearn.plan import Plan, SiteEdit, TextEdit, sample_of, schedule_of
 from vision_sae.recipes.unlearn.readout import Readout
 from vision_sae.recipes.unlearn.show import draw_pairs, show
 from vision_sae.sae import SAE, SAEConfig
@@ -160,6 +161,14 @@ def test_a_saved_plan_and_texts_do(pipe: Any, tmp_path: Path) -> None:
     folder = plan_of(pipe, edit_of()).save(tmp_path / "plan")
     page = show(pipe, folder, ["a cat"], tmp_path / "a.html", **SETTINGS)
     assert "seed 0" in page.read_text()
+
+
+def test_a_plan_of_text_is_shown_without_a_mask(pipe: Any, tmp_path: Path) -> None:
+    text = TextEdit("text_encoder", 0, torch.ones(4, 8), 0.5)
+    plan = replace(plan_of(pipe), text=(text,))
+    html = show(pipe, plan, ["a cat"], tmp_path / "a.html", **SETTINGS).read_text()
+    assert "text_encoder, layer 0" in html and "where it acted" not in html
+    assert len(pictures_of(html)) == 2
 
 
 def test_tallies_count_before_and_after() -> None:
