@@ -161,8 +161,9 @@ def _by_levels(p: Pass, settings: nest.Ks, levels: Levels, seed: int) -> Float[T
 def _nested_error(
     p: Pass, settings: nest.AnyNest, codes: AnyCodes, goal: Tensor, seed: int
 ) -> Float[Tensor, ""]:
-    parts = nest.parts(settings, codes, p.sae.W_dec, seed)
-    return nest.error(parts, goal, settings.weights(parts.shape[1]))
+    latents = p.group.latents
+    parts = nest.parts(settings, codes, p.sae.W_dec, seed, latents)
+    return latents.part_of(nest.error(parts, goal, settings.weights(parts.shape[1])))
 
 
 def multi_topk(p: Pass) -> Float[Tensor, ""] | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vision_sae.config import Frozen
 from vision_sae.errors import ConfigError
+from vision_sae.parallel import ALONE, Group
 from vision_sae.sparse import kernels
 from vision_sae.sparse.codes import AnyCodes, Codes, Support
 
@@ -51,8 +52,8 @@ class Prefixes(_Nest):
     def shortest(self, s: int) -> int:
         return self.bounds(s)[0]
 
-    def groups(self, codes: AnyCodes, seed: int) -> list[int]:
-        return self.bounds(codes.width)
+    def groups(self, codes: AnyCodes, seed: int, s: int) -> list[int]:
+        return self.bounds(s)
 
 
 class RandomPrefixes(_Nest):
@@ -68,8 +69,8 @@ class RandomPrefixes(_Nest):
     def shortest(self, s: int) -> int:
         return 1
 
-    def groups(self, codes: AnyCodes, seed: int) -> list[int]:
-        s, generator = codes.width, torch.Generator().manual_seed(seed)
+    def groups(self, codes: AnyCodes, seed: int, s: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
         lengths = torch.arange(1, s, dtype=torch.float64)
         odds = (lengths + 1) ** self.power - lengths**self.power
         drawn = min(self.count - 1, s - 1)
@@ -110,10 +111,10 @@ class Ks(_Nest):
             raw = 1 / errors.clamp(min=torch.finfo(errors.dtype).tiny)
         return raw / raw.sum() if self.reduction == "mean" else raw
 
-    def groups(self, codes: AnyCodes, seed: int) -> list[int]:
+    def groups(self, codes: AnyCodes, seed: int, s: int) -> list[int]:
         ks = sorted(set(self.ks))
         more = not isinstance(codes, Codes) or bool((codes.offsets.diff() > ks[-1]).any())
-        return [*ks, codes.width] if more and ks[-1] < codes.width else ks
+        return [*ks, s] if more and ks[-1] < s else ks
 
 
 class Both(Ks):
@@ -182,15 +183,24 @@ def check(nest: AnyNest | None, s: int, k: int | None, prefix: int | None, own: 
 
 
 def parts(
-    nest: AnyNest, codes: AnyCodes, atoms: Float[Tensor, "s d"], seed: int
+    nest: AnyNest,
+    codes: AnyCodes,
+    atoms: Float[Tensor, "s d"],
+    seed: int,
+    group: Group = ALONE,
 ) -> Float[Tensor, "n g d"]:
-    """What each group of entries decodes to, without bias, in one pass over the entries."""
-    bounds = nest.groups(codes, seed)
-    if not isinstance(codes, Codes):
-        if not isinstance(nest, Ks):
-            return _dense(codes.values, atoms, bounds)
-        codes = codes.sparse()
-    return _dealt(codes, atoms, bounds, by_rank=isinstance(nest, Ks))
+    """What each group of entries decodes to, without bias, in one pass over the entries.
+
+    With latents on several processes a prefix has some of each process's first latents, or none.
+    """
+    own, by_rank = codes.width, isinstance(nest, Ks)
+    bounds = nest.groups(codes, seed, own * group.size)
+    if not by_rank:
+        bounds = [min(max(bound - own * group.rank, 0), own) for bound in bounds]
+    if isinstance(codes, Codes) or by_rank:
+        sparse = codes if isinstance(codes, Codes) else codes.sparse()
+        return group.joined(_dealt(sparse, atoms, bounds, by_rank=by_rank))
+    return group.joined(_dense(codes.values, atoms, bounds))
 
 
 def error(

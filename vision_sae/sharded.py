@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vision_sae.errors import ConfigError
+from vision_sae.nest import Ks
 from vision_sae.parallel import Group
 from vision_sae.sparse.codes import Support
 from vision_sae.sparse.select import Product
@@ -31,9 +32,15 @@ def check(config: "SAEConfig", group: Group) -> None:
             f"the number of latents must be a multiple of the {group.size} processes that share "
             f"them; got {config.s}"
         )
+    groups = getattr(config.sparsity, "k", 0) if config.sparsity.kind == "groupmax" else 0
+    if groups % group.size:
+        raise ConfigError(
+            f"a process holds whole groups of latents: k must be a multiple of the {group.size} "
+            f"processes that share them; got {groups}"
+        )
     refused = {
         f"the {config.sparsity.kind} family": not config.sparsity.spreads,
-        f"nest={config.nest.kind!r}" if config.nest else "": config.nest is not None,
+        f"nest={config.nest.kind!r}" if config.nest else "": isinstance(config.nest, Ks),
         "an archetypal dictionary": config.dictionary is not None,
     }
     named = [what for what, is_so in refused.items() if is_so]

@@ -193,7 +193,7 @@ def slow_parts(sae: SAE, f: Tensor) -> tuple[list[Tensor], list[float]]:
     if isinstance(n, nest.Prefixes):
         bounds = [round(share * s) for share in n.shares]
     else:
-        bounds = n.groups(DenseCodes(f), 0)
+        bounds = n.groups(DenseCodes(f), 0, s)
     parts = [f * (torch.arange(s) < m) for m in bounds]
     return parts, [1.0 if n.reduction == "sum" else 1 / len(parts)] * len(parts)
 

@@ -185,9 +185,9 @@ def test_prefix_bounds_ascend_and_end_with_all_latents() -> None:
 
 def test_random_prefixes_are_distinct_favour_short_ones_and_have_the_whole() -> None:
     n, codes = nest.RandomPrefixes(count=5), Codes.of_dense(torch.ones(1, 1000))
-    drawn = [n.groups(codes, seed) for seed in range(200)]
+    drawn = [n.groups(codes, seed, 1000) for seed in range(200)]
     assert all(g == sorted(set(g)) and len(g) == 5 and g[-1] == 1000 for g in drawn)
-    assert drawn[0] != drawn[1] and drawn[0] == n.groups(codes, 0)
+    assert drawn[0] != drawn[1] and drawn[0] == n.groups(codes, 0, 1000)
     lengths = torch.tensor([m for g in drawn for m in g[:-1]]).double()
     # P(length <= m) is about sqrt(m / s): half of them lie below a quarter
     assert float((lengths <= 250).double().mean()) == pytest.approx(0.5, abs=0.06)
@@ -195,7 +195,7 @@ def test_random_prefixes_are_distinct_favour_short_ones_and_have_the_whole() -> 
 
 @pytest.mark.parametrize("s", [1, 2, 3])
 def test_small_dictionaries_have_fewer_prefixes(s: int) -> None:
-    groups = nest.RandomPrefixes(count=5).groups(Codes.of_dense(torch.ones(1, s)), 0)
+    groups = nest.RandomPrefixes(count=5).groups(Codes.of_dense(torch.ones(1, s)), 0, s)
     assert groups == list(range(1, s + 1))
 
 

@@ -66,6 +66,7 @@ SHARED: dict[str, Case] = {
     "multi": Case("topk", {"multi": 8}),
     "k falls": Case("topk", {"anneal_from": 30}),
     "abstopk": Case("abstopk"),
+    "groupmax": Case("groupmax"),
     "batchtopk": Case("batchtopk"),
     "batchtopk, norms": Case("batchtopk", {"rescale": True, "atoms": "free"}),
     "relu, dense": Case("relu", L1),
@@ -79,6 +80,9 @@ SHARED: dict[str, Case] = {
         "jumprelu", {**JUMP, "mode": "target", "target": 3}, {"pieces": 2}
     ),
     "gated": Case("gated", {**L1, "atoms": "free"}),
+    "prefixes": Case("batchtopk", {"nest": Prefixes()}),
+    "prefixes, dense": Case("relu", {**L1, "nest": Prefixes()}),
+    "random prefixes": Case("topk", {"nest": RandomPrefixes()}, {"pieces": 2}),
     "auxk": Case("topk", train=AUXK, sleeping=9),
     "auxk, many": Case("batchtopk", train={"dead": "auxk"}, sleeping=20),
     "auxk, all on one process": Case("topk", train=AUXK, sleeping=3),
@@ -114,11 +118,8 @@ SHARED: dict[str, Case] = {
 }
 # only rows can be shared here
 WHOLE: dict[str, Case] = {
-    "prefixes": Case("batchtopk", {"nest": Prefixes()}),
-    "random prefixes": Case("topk", {"nest": RandomPrefixes()}, {"pieces": 2}),
     "ks": Case("topk", {"nest": Ks(ks=(1, 4))}),
     "mp": Case("mp"),
-    "groupmax": Case("groupmax"),
     "archetypal": Case("topk", {"dictionary": {"points": 20}}),
 }
 CASES = SHARED | WHOLE

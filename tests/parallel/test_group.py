@@ -108,11 +108,17 @@ def test_latents_must_be_dealt_evenly() -> None:
     sharded.check(sae(13).config, ALONE)
 
 
+def test_groups_stay_whole() -> None:
+    message = "a multiple of the 2 processes that share them; got 3"
+    with pytest.raises(ConfigError, match=message):
+        sharded.check(SAEConfig.of(4, 12, "groupmax", 3), TWO)
+    sharded.check(SAEConfig.of(4, 12, "groupmax", 4), TWO)
+
+
 @pytest.mark.parametrize(
     ("family", "options", "named"),
     [
         ("mp", {}, "the mp family"),
-        ("groupmax", {}, "the groupmax family"),
         ("topk", {"nest": {"kind": "k", "ks": (1, 2)}}, "nest='k'"),
         ("topk", {"dictionary": {"points": 3}}, "an archetypal dictionary"),
     ],

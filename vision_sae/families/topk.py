@@ -84,6 +84,7 @@ class GroupMax(Family):
 
     kind: Literal["groupmax"] = "groupmax"
     competes: ClassVar[bool] = True
+    spreads: ClassVar[bool] = True
     k: int = Field(ge=1)  # groups, and so active latents per row
 
     @classmethod
@@ -97,5 +98,6 @@ class GroupMax(Family):
         needs_competing_norms(self, sae, norms)
 
     def entries(self, sae: "SAE", product: Product, k: int | None) -> tuple[Support, Tensor]:
-        z, latents = select.group_max(product, k or self.k)
+        own = (k or self.k) // sae.group.latents.size  # this process's groups
+        z, latents = select.group_max(product, own)
         return Support.even(latents, product.shape[1]), z.flatten()
