@@ -3,6 +3,7 @@
 python benchmarks/synthetic.py --quick             # one or two minutes on two cores
 python benchmarks/synthetic.py                     # d 64, 256 features, trees: 15 minutes
 python benchmarks/synthetic.py --full --device cuda    # the size of SynthSAEBench-16k
+python benchmarks/synthetic.py --full --steps 1000 --lr 1e-3 --keep-rows --eval-rows 8192  # short
 python benchmarks/synthetic.py --peers --features 512  # SAELens too, on the same rows (saelens.py)
 
 Sparsity coefficients are searched on a world of their own for the target L0, and never for a score;
@@ -19,12 +20,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import lru_cache
+from itertools import count, islice
 from multiprocessing import get_context
 from typing import Any
 
 import torch
 from saelens import PEERS, Peer
+from torch import Tensor
 
 from vision_sae.measures.metrics import evaluate
 from vision_sae.measures.recovery import recovery
@@ -120,11 +123,31 @@ class Run:
         return {**measured, **found, "seconds": seconds}
 
 
+class Kept(Synthetic):
+    """A world that makes each batch once; at true size that takes longer than a step on it."""
+
+    def __init__(self, config: SyntheticConfig, *, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device=device)
+        self.kept: dict[tuple[int, int, int], Tensor] = {}
+
+    def batches(
+        self, size: int, *, seed: int = 0, start: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Tensor]:
+        for i in count(start):
+            if (size, seed, i) not in self.kept:
+                self.kept[size, seed, i] = next(super().batches(size, seed=seed, start=i))
+            yield self.kept[size, seed, i][part[0] :: part[1]]
+
+
 def world_of(args: argparse.Namespace, seed: int) -> Synthetic:
     names = ("d", "features", "zipf", "roots", "branching", "depth", "exclusive", "correlation")
     settings = {name: getattr(args, name) for name in (*names, "bias")}
     l0 = args.world_l0 or float(args.l0)
-    return Synthetic(SyntheticConfig(**settings, l0=l0, seed=seed), device=args.device)
+    make = kept_world if args.keep_rows else Synthetic
+    return make(SyntheticConfig(**settings, l0=l0, seed=seed), device=args.device)
+
+
+kept_world = lru_cache(maxsize=1)(Kept)
 
 
 def tuned(name: str, args: argparse.Namespace) -> float | None:
@@ -231,6 +254,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--world-l0", type=float, help="true L0, where it is not --l0")
     parser.add_argument("--nest", nargs="+", type=float, default=[1 / 16, 1 / 8, 1 / 4, 1 / 2, 1])
     parser.add_argument("--exclusive", action="store_true")
+    parser.add_argument(
+        "--keep-rows", action="store_true",
+        help="draw the rows of a world once: steps * batch * d * 4 bytes of memory",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu")
     chosen, _ = parser.parse_known_args()
     parser.set_defaults(**(QUICK if chosen.quick else FULL if chosen.full else {}))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vision_sae.sae import SAE, SAEConfig
 from vision_sae.store import MemoryStore
 from vision_sae.train import TrainConfig, Trainer
-from vision_sae.train.optimizer import RowAdam, clip_gradients, optimizer_of, rows_of
+from vision_sae.train.optimizer import RowAdam, clip_gradients, optimizer_of, rows_of, set_rate
 
 LR, BETAS, EPS = 0.1, (0.9, 0.99), 1e-6
 
@@ -109,10 +109,30 @@ def test_rows_of_a_gradient() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("rows", RowAdam)])
 def test_optimizers_come_by_name(name: str, kind: type) -> None:
     config = TrainConfig.of(optimizer=name, betas=(0.5, 0.6), eps=1e-3)
-    optimizer = optimizer_of(config, SAE(SAEConfig.of(4, 8, k=2)), 0.7)
+    optimizer = optimizer_of(config, SAE(SAEConfig.of(4, 8, k=2)))
+    set_rate(optimizer, 0.7)
     assert isinstance(optimizer, kind)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["eps"]) == (0.7, (0.5, 0.6), 1e-3)
+
+
+@pytest.mark.parametrize("name", ["adam", "rows"])
+@pytest.mark.parametrize(
+    ("family", "asked", "rate"), [("relu", None, 4), ("relu", 5, 5), ("gated", None, 1)]
+)
+def test_the_first_step_of_the_biases_is_a_multiple_of_that_of_the_weights(
+    family: str, asked: float | None, rate: float, name: str
+) -> None:
+    sae = SAE(SAEConfig.of(4, 8, family))
+    optimizer = optimizer_of(TrainConfig.of(optimizer=name, bias_rate=asked), sae)
+    set_rate(optimizer, 0.01)
+    before = {n: p.detach().clone() for n, p in sae.named_parameters()}
+    for parameter in sae.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for n, p in sae.named_parameters():
+        length = 0.01 * rate if n == "b_enc" else 0.01
+        torch.testing.assert_close(before[n] - p, torch.full_like(p, length))
 
 
 # ---- clipping, and what is done to gradients before a step

@@ -43,6 +43,7 @@ class Family(Frozen):
     spreads: ClassVar[bool] = False  # latents may be shared by several processes (sharded.py)
     loss: ClassVar[str] = "fvu"  # what it is trained with: "fvu", or "mse" in published units
     dead: ClassVar[str] = "auxk"  # the usual treatment of dead latents
+    bias_rate: ClassVar[float] = 1.0  # the usual learning rate of b_enc over that of the weights
     start_norm: ClassVar[float] = 1.0  # of each latent's first encoder weights, and of free atoms
 
     def describe(self) -> str:

@@ -22,6 +22,7 @@ class TrainConfig(Frozen):
     decay: float = Field(0.2, ge=0, le=1)  # share of the steps, to 0
     schedule: Literal["linear", "cosine"] = "linear"  # shape of the decay
     sparsity_warmup: float = Field(0.05, ge=0, le=1)  # share of the steps in which penalties rise
+    bias_rate: float | None = Field(None, gt=0)  # lr of b_enc / lr: the family's usual one
     optimizer: Literal["adam", "rows"] = "adam"  # "rows": lazy, one second moment per latent
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam's moments
     eps: float = Field(6.25e-10, gt=0)

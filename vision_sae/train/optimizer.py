@@ -12,11 +12,25 @@ from vision_sae.sae import SAE
 from vision_sae.train.config import TrainConfig
 
 
-def optimizer_of(config: TrainConfig, sae: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Fused Adam, or the lean one for dictionaries of which a step touches few rows."""
+def optimizer_of(config: TrainConfig, sae: SAE) -> torch.optim.Optimizer:
+    """Fused Adam, or the lean one for dictionaries of which a step touches few rows.
+
+    Each parameter is a group of its own, whose `rate` multiplies the learning rate.
+    """
+    rate = config.bias_rate or sae.config.sparsity.bias_rate
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter], "rate": rate if name == "b_enc" else 1.0}
+        for name, parameter in sae.named_parameters()
+    ]
     if config.optimizer == "rows":
-        return RowAdam(sae.parameters(), lr, config.betas, config.eps)
-    return torch.optim.Adam(sae.parameters(), lr=lr, betas=config.betas, eps=config.eps, fused=True)
+        return RowAdam(groups, 0.0, config.betas, config.eps)
+    return torch.optim.Adam(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["rate"]
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -28,7 +42,7 @@ class RowAdam(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], eps: float
+        self, params: Iterable[Any], lr: float, betas: tuple[float, float], eps: float
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 

@@ -22,7 +22,7 @@ from vision_sae.train.checks import check_batch, check_settings, check_widths
 from vision_sae.train.config import TrainConfig
 from vision_sae.train.dead import TREATMENTS, Treatment
 from vision_sae.train.inputs import Inputs
-from vision_sae.train.optimizer import clip_gradients, optimizer_of
+from vision_sae.train.optimizer import clip_gradients, optimizer_of, set_rate
 from vision_sae.train.start import begin_fresh, begin_trained
 
 
@@ -55,7 +55,7 @@ class Trainer:
         sae.row_gradients = config.optimizer == "rows"
         sae.screened = config.precision == "screened"
         sae.group = group
-        self.optimizer = optimizer_of(config, sae, config.learning_rate(self.whole.config.s))
+        self.optimizer = optimizer_of(config, sae)
 
     @property
     def done(self) -> bool:
@@ -136,8 +136,7 @@ class Trainer:
             self.sae.remove_parallel_gradient()
         if self.config.clip is not None:
             clip_gradients(self.sae, self.config.clip, self.group, self.cut)
-        lr = self.config.learning_rate(self.whole.config.s) * self.config.factor(self.step)
-        self.optimizer.param_groups[0]["lr"] = lr
+        set_rate(self.optimizer, self._lr())
         self.optimizer.step()
         if unit:
             self.sae.normalise_decoder()
@@ -162,8 +161,10 @@ class Trainer:
         dead = (self.since_fired >= self.config.rows_until_dead()).float().mean()
         shared = {**terms, "fvu": fvu, "l0": l0, "dead": dead / self.group.size}
         values = self.group.sum(torch.stack([value.float() for value in shared.values()]))
-        lr = self.optimizer.param_groups[0]["lr"]
-        return dict(zip(shared, values.tolist(), strict=True)) | {"lr": float(lr)}
+        return dict(zip(shared, values.tolist(), strict=True)) | {"lr": self._lr()}
+
+    def _lr(self) -> float:
+        return self.config.learning_rate(self.whole.config.s) * self.config.factor(self.step)
 
     def forget_moments(self, parameter: Tensor, rows: Tensor) -> None:
         """Zero the optimizer's memory of some rows of a parameter."""
