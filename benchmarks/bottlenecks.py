@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,14 +54,35 @@ from vision_sae.recipes.bottleneck.tasks import PARTS, Task, open_task
 from vision_sae.recipes.bottleneck.tasks.spurious import style_words
 
 SITE, BLOCK = "visual", "visual.transformer.resblocks.4"
-SAES = {SITE: {"s": 1024, "k": 64, "steps": 500, "batch_size": 512},
-        BLOCK: {"s": 2048, "k": 16, "steps": 400, "batch_size": 4096}}  # fmt: skip
-READS: dict[str, tuple[str, Pool]] = {
-    f"{SITE}:max": (SITE, "max"),
-    "block4:max": (BLOCK, "max"),
-    "block4:mean": (BLOCK, "mean"),
-    "block4:cls": (BLOCK, "cls"),
+
+
+class Trained(NamedTuple):
+    """An SAE of a site, and how its codes are pooled."""
+
+    site: str = SITE
+    pool: Pool = "max"
+    s: int = 384
+    k: int = 64
+    steps: int = 500
+    batch_size: int = 512
+    inputs: Literal["scale", "whiten"] = "scale"
+
+    @property
+    def folder(self) -> str:
+        wide = f"{self.s}-{self.k}-{self.steps}-{self.inputs}"
+        return f"{self.site.split('.')[-1]}-{wide}"
+
+
+INNER = Trained(BLOCK, s=2048, k=16, steps=400, batch_size=4096)
+READS = {
+    SITE: Trained(),
+    "whitened": Trained(inputs="whiten"),
+    "wide": Trained(s=1024),
+    "block4:max": INNER,
+    "block4:mean": INNER._replace(pool="mean"),
+    "block4:cls": INNER._replace(pool="cls"),
 }
+SITES = [SITE, BLOCK]
 CANVAS = {
     "train": "emoji-canvas:train+augmented",
     "validation": "emoji-canvas:validation+augmented",
@@ -70,7 +91,7 @@ CANVAS = {
 GROUND = "canvas-spurious-ground"
 TASKS = ("canvas-category", "canvas-style", "canvas-skin-tone", "canvas-concept", GROUND,
          "canvas-spurious-style", "digits")  # fmt: skip
-READ = (f"{SITE}:max",)
+READ = (SITE,)
 QUICK = ("canvas-skin-tone", GROUND)
 BASELINES = tuple(method for method in METHODS if method != OURS)
 Cell = dict[str, Any]
@@ -86,8 +107,6 @@ def options() -> argparse.Namespace:
     made.add_argument("--tasks", nargs="*", default=(), choices=TASKS)
     made.add_argument("--seeds", nargs="*", type=int, default=(0, 1, 2, 3, 4))
     made.add_argument("--validation", action="store_true", help="measure on validation, not test")
-    for name in ("s", "k", "steps"):
-        made.add_argument(f"--{name}", type=int, help="of the SAEs; default: the site's own")
     made.add_argument("--read", nargs="+", default=READ, choices=READS, help="side by side")
     made.add_argument("--like", type=float, default=0.15, help="cosine of removal by query")
     made.add_argument("--set", nargs="*", default=(), help="of the bottleneck: l1_ratio=0.5 ...")
@@ -103,8 +122,11 @@ class Bench:
         self.adapter: Any = load_adapter("emoji-clip")
         self.settings: dict[str, Any] = {
             "choice": "per-decision",
-            "strengths": 12,
-            "smallest": 1e-3,
+            "scale": ("deviation", "none"),
+            "l1_ratio": (0.95, 0.5, 0.2),
+            "strengths": 14,
+            "smallest": 2e-3,
+            "tolerance": 1e-2,
         }
         self.settings |= dict(_setting(text) for text in args.set)
         self._rows: dict[str, tuple[dict[str, int], torch.Tensor]] = {}
@@ -120,7 +142,7 @@ class Bench:
             return Store.of_site(folder, site)
         except StoreError:
             self.tell(f"extract {data}")
-            extract_to(self.adapter, open_data(data), list(SAES), folder, dtype="float16")
+            extract_to(self.adapter, open_data(data), SITES, folder, dtype="float16")
             return Store.of_site(folder, site)
 
     def rows(self, data: str) -> tuple[dict[str, int], torch.Tensor]:
@@ -135,21 +157,21 @@ class Bench:
         """Pooled codes [n s] of all images of some data, the SAEs side by side."""
         from scipy.sparse import csr_array, hstack
 
-        return csr_array(hstack([self._codes(data, seed, *READS[r]) for r in self.args.read]))
+        return csr_array(hstack([self._codes(data, seed, READS[r]) for r in self.args.read]))
 
-    def _codes(self, data: str, seed: int, site: str, pool: Pool) -> Any:
+    def _codes(self, data: str, seed: int, read: Trained) -> Any:
         """Of one SAE; kept, as encoding all tokens takes a minute."""
         from scipy.sparse import csr_array, load_npz, save_npz, vstack
 
         name = "".join("_" if c in ":?+=/&," else c for c in data)
-        path = self.out / "codes" / self.sae_folder(seed, site).name / f"{pool}-{name}.npz"
+        path = self.out / "codes" / f"{read.folder}-{seed}" / f"{read.pool}-{name}.npz"
         if not path.exists():
             self.tell(f"encode {path.stem}, seed {seed}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            sae = self.sae(seed, site)
+            sae = self.sae(seed, read)
             with torch.no_grad():
-                found = [pooled(sae.encode(acts.float().flatten(0, 1)), acts.shape[1], pool)
-                         for acts in self.store(data, site).in_order(128)]  # fmt: skip
+                found = [pooled(sae.encode(acts.float().flatten(0, 1)), acts.shape[1], read.pool)
+                         for acts in self.store(data, read.site).in_order(128)]  # fmt: skip
             save_npz(path, csr_array(vstack(found)))
         return csr_array(load_npz(path))
 
@@ -173,26 +195,18 @@ class Bench:
             found["test"] = found["validation"]
         return found
 
-    def sae_settings(self, site: str) -> tuple[int, int, int, int]:
-        """Latents, k, steps and rows of a step."""
-        given = {name: getattr(self.args, name) for name in ("s", "k", "steps")}
-        found = SAES[site] | {name: value for name, value in given.items() if value}
-        return found["s"], found["k"], found["steps"], found["batch_size"]
-
-    def sae_folder(self, seed: int, site: str) -> Path:
-        s, k, steps, _ = self.sae_settings(site)
-        return self.out / "saes" / f"{site.split('.')[-1]}-{s}-{k}-{steps}-{seed}"
-
-    def sae(self, seed: int, site: str) -> SAE:
+    def sae(self, seed: int, read: Trained) -> SAE:
         """Trained on all training pictures, those on grounds too."""
-        folder, (s, k, steps, batch) = self.sae_folder(seed, site), self.sae_settings(site)
+        folder = self.out / "saes" / f"{read.folder}-{seed}"
         if not (folder / "config.json").exists():
-            self.tell(f"train SAE {seed} at {site}")
+            self.tell(f"train SAE {folder.name}")
             rows = torch.cat([acts.float().flatten(0, 1)
                               for data in (CANVAS["train"], f"task:{GROUND}/train")
-                              for acts in self.store(data, site).in_order(512)])  # fmt: skip
-            config = TrainConfig.of(steps=steps, batch_size=batch, seed=seed)
-            made = SAE(SAEConfig.of(rows.shape[1], s, "topk", k=k), seed=seed)
+                              for acts in self.store(data, read.site).in_order(512)])  # fmt: skip
+            config = TrainConfig.of(
+                steps=read.steps, batch_size=read.batch_size, inputs=read.inputs, seed=seed
+            )
+            made = SAE(SAEConfig.of(rows.shape[1], read.s, "topk", k=read.k), seed=seed)
             save_sae(train_sae(made, MemoryStore(rows), config), folder)
         return load(folder)
 
@@ -201,13 +215,12 @@ class Bench:
         else the centred embedding of the training pictures on which it is largest (20)."""
         found = []
         for read in self.args.read:
-            site, pool = READS[read]
-            if site == SITE:
-                found.append(F.normalize(self.sae(seed, site).W_dec.detach(), dim=1))
+            if READS[read].site == SITE:
+                found.append(F.normalize(self.sae(seed, READS[read]).W_dec.detach(), dim=1))
             else:
                 images = F.normalize(self.rows(CANVAS["train"])[1], dim=1)
-                found.append(seen_directions(self._codes(CANVAS["train"], seed, site, pool),
-                                             images))  # fmt: skip
+                codes = self._codes(CANVAS["train"], seed, READS[read])
+                found.append(seen_directions(codes, images))
         return torch.cat(found)
 
     @property

@@ -32,8 +32,10 @@ class Point:
     objective: float
     gap: float
     iterations: int
+    l1_ratio: float = 1.0
+    scale: str = ""
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -53,6 +55,8 @@ def point(solution: Solution, head: Head, X: Any, targets: Targets) -> Point:
         objective=solution.objective,
         gap=solution.gap,
         iterations=solution.iterations,
+        l1_ratio=solution.rho,
+        scale=solution.scale,
     )
 
 
@@ -67,7 +71,8 @@ def check_choice(by: str, budget: float | None) -> None:
 
 
 def choose(points: Sequence[Point], by: By = "accuracy", budget: float | None = None) -> int:
-    """Which point to take: the best score on the validation images, of equals the sparser.
+    """Which point to take: the best score on the validation images, of equals that which needs
+    fewer concepts per decision.
 
     `one-se`: the sparsest whose score is within one standard error of the best (Breiman's rule).
     `per-class`, `per-decision`: the best of those that need at most `budget` concepts on average
@@ -85,8 +90,9 @@ def choose(points: Sequence[Point], by: By = "accuracy", budget: float | None = 
                 f"no head of the path needs at most {limit:g} concepts {by.replace('-', ' ')}; "
                 f"the sparsest needs {least:.3g}"
             )
-    best = max(allowed, key=lambda i: (round(points[i].score, 9), -i))
+    best = max(allowed, key=lambda i: (round(points[i].score, 9), -points[i].per_decision, -i))
     if by != "one-se":
         return best
     floor = points[best].score - points[best].score_error
-    return min(i for i in allowed if points[i].score >= floor)
+    near = [i for i in allowed if points[i].score >= floor]
+    return min(near, key=lambda i: (points[i].per_decision, i))

@@ -97,8 +97,13 @@ def fit(
         bool | None,
         setting("Fit weights anew on the chosen concepts.", "--relaxed/--no-relaxed"),
     ] = None,
-    l1_ratio: Annotated[float | None, setting("l1 share of the penalty. Default: 0.95.")] = None,
-    scale: Annotated[Scale | None, setting("Units of the penalty. Default: deviation.")] = None,
+    l1_ratio: Annotated[
+        list[float] | None,
+        setting("l1 share of the penalty; several are tried. Default: 0.95."),
+    ] = None,
+    scale: Annotated[
+        list[Scale] | None, setting("Units of the penalty; several are tried. Default: deviation.")
+    ] = None,
     strengths: Annotated[int | None, setting("Points of the path. Default: 36.")] = None,
     smallest: Annotated[float | None, setting("Last strength / first. Default: 0.001.")] = None,
     head: Annotated[HeadKind | None, setting("Default: elastic-net.")] = None,
@@ -119,10 +124,15 @@ def fit(
         "l1_ratio": l1_ratio, "strengths": strengths, "smallest": smallest, "head": head,
     }  # fmt: skip
     with show.errors():
-        settings = {n: getattr(v, "value", v) for n, v in given.items() if v is not None}
+        settings = {n: _plain(v) for n, v in given.items() if v not in (None, [])}
         rows = Rows(data, model, acts, batch_size)
         job = commands.Fitting(rows, sae, labels, pool.value, validation, groups)
         commands.fit(job, out, settings, overwrite, json)
+
+
+def _plain(value: Any) -> Any:
+    """An option's value without its enumeration; of several options a list."""
+    return [_plain(v) for v in value] if isinstance(value, list) else getattr(value, "value", value)
 
 
 @app.command()

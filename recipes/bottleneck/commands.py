@@ -86,10 +86,10 @@ def _tell_fit(cbm: Bottleneck, out: Path, as_json: bool) -> None:
         return
     show.grid(
         f"{len(cbm.classes_)} classes; path of {len(cbm.path_)} strengths, * chosen",
-        ["", "strength", "score", "concepts", "per class", "per decision", "gap"],
+        ["", "units", "l1", "strength", "score", "concepts", "per class", "per decision", "gap"],
         [
-            ["*" if i == cbm.chosen_ else "", p.strength, p.score, p.concepts, p.per_class,
-             p.per_decision, p.gap]
+            ["*" if i == cbm.chosen_ else "", p.scale, p.l1_ratio, p.strength, p.score, p.concepts,
+             p.per_class, p.per_decision, p.gap]
             for i, p in enumerate(cbm.path_)
         ],
     )  # fmt: skip

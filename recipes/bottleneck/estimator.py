@@ -65,10 +65,10 @@ class Bottleneck:
         *,
         choice: By = "accuracy",
         budget: float | None = None,
-        l1_ratio: float = 0.95,
+        l1_ratio: float | Sequence[float] = 0.95,
         strengths: int = 36,
         smallest: float = 1e-3,
-        scale: Scale = "deviation",
+        scale: Scale | Sequence[Scale] = "deviation",
         centre: bool = True,
         relaxed: bool = False,
         calibrate: bool = True,
@@ -144,8 +144,8 @@ class Bottleneck:
             some = adam_heads(codes, targets, tell=tell)
         elif self.head == "elastic-net":
             config = PathConfig(
-                self.l1_ratio, self.strengths, self.smallest, self.scale, self.centre, self.relaxed,
-                self.tolerance,
+                _several(self.l1_ratio), self.strengths, self.smallest, _several(self.scale),
+                self.centre, self.relaxed, self.tolerance,
             )  # fmt: skip
             some = heads(codes, targets, config, tell)
         else:
@@ -289,6 +289,10 @@ class Bottleneck:
 
 
 _SETTINGS = [name for name in inspect.signature(Bottleneck.__init__).parameters if name != "self"]
+
+
+def _several(setting: Any) -> tuple[Any, ...]:
+    return (setting,) if isinstance(setting, (int, float, str)) else tuple(setting)
 
 
 def check_parts(mine: Sequence[Part], theirs: Sequence[Part]) -> None:

@@ -30,7 +30,7 @@ class Saved(Versioned):
     parts: list[Part]
     names: dict[int, str]
     removed: list[int]
-    path: list[dict[str, float | None]]
+    path: list[dict[str, Any]]
     chosen: int
     validation: dict[str, float]
     about: dict[str, Any] = {}
@@ -68,8 +68,11 @@ def save(cbm: Bottleneck, folder: Path | str, *, overwrite: bool = False) -> Non
     write_json(folder / DESCRIPTION, saved.model_dump(mode="json"))  # last: then it is whole
 
 
-def _finite(row: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if np.isfinite(value) else None for name, value in row.items()}
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if value in (np.inf, -np.inf) or value != value else value
+        for name, value in row.items()
+    }
 
 
 def load(folder: Path | str) -> Bottleneck:

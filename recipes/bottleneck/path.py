@@ -1,7 +1,7 @@
 """From codes and targets to a path of heads: scaling, centring, the solver, and a refit."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,12 +25,13 @@ Scale = Literal["deviation", "none"]
 class PathConfig:
     """`scale`: concepts are penalised in units of their standard deviation, or of their codes.
     `relaxed`: weights are fitted anew on the concepts that the penalty chose, with a small l2
-    penalty in its place (the relaxed lasso, Meinshausen 2007)."""
+    penalty in its place (the relaxed lasso, Meinshausen 2007). `l1_ratio`: l1 shares of the
+    penalty. Each scale and each share has a path of its own."""
 
-    l1_ratio: float = 0.95
+    l1_ratio: Sequence[float] = (0.95,)
     strengths: int = 36
     smallest: float = 1e-3
-    scale: Scale = "deviation"
+    scale: Sequence[Scale] = ("deviation",)
     centre: bool = True
     relaxed: bool = False
     tolerance: float = 1e-4
@@ -42,17 +43,28 @@ def heads(
     config: PathConfig,
     tell: Callable[[int], None] = lambda solved: None,
 ) -> Iterator[tuple[Solution, Head]]:
-    """The head at each strength, from no concept on, with the solver's certificate."""
-    unit = units(X, config.scale)
+    """The head at each strength, from no concept on, with the solver's certificate; one path after
+    the other where there are several scales or l1 shares."""
+    for scale in config.scale:
+        yield from _scaled_heads(X, targets, config, scale, tell)
+
+
+def _scaled_heads(
+    X: Any, targets: Targets, config: PathConfig, scale: Scale, tell: Callable[[int], None]
+) -> Iterator[tuple[Solution, Head]]:
+    unit = units(X, scale)
     means = np.asarray(X.mean(0)).ravel() if config.centre else np.zeros(X.shape[1])
-    problem = Problem(_scaled(X, unit), targets.Y, targets.loss, config.l1_ratio)
-    grid = strengths(problem, config.strengths, config.smallest)
-    for solution in solve_path(problem, grid, tolerance=config.tolerance, tell=tell):
-        W, b = solution.W, solution.b
-        if config.relaxed:
-            W, b = solve_support(problem, solution)
-        W = _scaled(W, unit)
-        yield solution, Head(targets.classes, W, b + W @ means, means, targets.several)
+    rows = _scaled(X, unit)
+    for rho in config.l1_ratio:
+        problem = Problem(rows, targets.Y, targets.loss, rho)
+        grid = strengths(problem, config.strengths, config.smallest)
+        for solution in solve_path(problem, grid, tolerance=config.tolerance, tell=tell):
+            W, b = solve_support(problem, solution) if config.relaxed else (solution.W, solution.b)
+            W = _scaled(W, unit)
+            yield (
+                replace(solution, scale=scale),
+                Head(targets.classes, W, b + W @ means, means, targets.several),
+            )
 
 
 def units(X: Any, scale: Scale) -> Array:

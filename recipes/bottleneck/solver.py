@@ -43,6 +43,8 @@ class Solution:
     objective: float
     gap: float
     iterations: int
+    rho: float = 1.0
+    scale: str = ""  # the units of the codes that were solved for
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ def solve_path(
             state, iterations = _State.of(problem, W, b), iterations + used
             gap = duality_gap(problem, state, strength) / null
         objective = state.value + strength * problem.penalty(state.W)
-        yield Solution(strength, _sparse(state.W), state.b, objective, gap, iterations)
+        W = _sparse(state.W)
+        yield Solution(strength, W, state.b, objective, gap, iterations, problem.rho)
         before = strength
         tell(1)
 

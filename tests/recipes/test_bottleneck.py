@@ -320,3 +320,23 @@ def test_dropping_is_keeping_the_rest() -> None:
     head = Head(["a", "b"], W, np.zeros(2), np.zeros(3))
     assert (head.drop([1]).W != head.keep([0, 2]).W).nnz == 0
     assert head.drop([1]).used == [0, 2]
+
+
+def test_of_several_penalties_the_one_of_best_validation_is_taken(tmp_path: Path) -> None:
+    """A path for each scale and l1 share, each the same as alone."""
+    X, y = planted()
+    several = Bottleneck(**{**FAST, "scale": ("deviation", "none"), "l1_ratio": (0.95, 0.5)})
+    several.fit(X, y)
+    alone = [
+        point
+        for scale in ("deviation", "none")
+        for share in (0.95, 0.5)
+        for point in Bottleneck(**{**FAST, "scale": scale, "l1_ratio": share}).fit(X, y).path_
+    ]
+    assert several.path_ == alone
+    chosen = several.path_[several.chosen_]
+    best = max(p.score for p in alone)
+    assert chosen.score == best
+    assert chosen.per_decision == min(p.per_decision for p in alone if p.score == best)
+    save(several, tmp_path / "cbm")
+    assert load(tmp_path / "cbm").path_ == several.path_

@@ -76,7 +76,9 @@ function plainRow(text, value) {
 // ---- the page's parts
 
 function drawPath() {
-  const points = data.path.filter((p) => p.concepts > 0);
+  const chosen = data.path[data.chosen];
+  const points = data.path.filter((p) =>
+    p.concepts > 0 && p.l1_ratio === chosen.l1_ratio && p.scale === chosen.scale);
   if (points.length < 2) return;
   const host = byId("path");
   const card = (title, x, note) => {
