@@ -17,7 +17,7 @@ from vision_sae.recipes.bottleneck.compare import Seen, see
 from vision_sae.recipes.bottleneck.tasks import PARTS, Task, open_task
 
 ARCHITECTURE, SITE, EPOCHS, BATCH = "test_vit", "blocks.5", 30, 64
-LATENTS, K = 512, 16
+LATENTS, K = 128, 24
 
 
 def digits_parts(folder: Path, seed: int, *, validation: bool = False) -> dict[str, Seen]:

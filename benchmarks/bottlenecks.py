@@ -76,7 +76,7 @@ class Trained(NamedTuple):
 INNER = Trained(BLOCK, s=2048, k=16, steps=400, batch_size=4096)
 READS = {
     SITE: Trained(),
-    "whitened": Trained(inputs="whiten"),
+    "whitened": Trained(s=256, inputs="whiten"),
     "wide": Trained(s=1024),
     "block4:max": INNER,
     "block4:mean": INNER._replace(pool="mean"),
@@ -123,7 +123,7 @@ class Bench:
         self.settings: dict[str, Any] = {
             "choice": "per-decision",
             "scale": ("deviation", "none"),
-            "l1_ratio": (0.95, 0.5, 0.2),
+            "l1_ratio": (0.95, 0.5, 0.1),
             "strengths": 14,
             "smallest": 2e-3,
             "tolerance": 1e-2,
