@@ -77,6 +77,7 @@ INNER = Trained(BLOCK, s=2048, k=16, steps=400, batch_size=4096)
 READS = {
     SITE: Trained(),
     "whitened": Trained(s=256, inputs="whiten"),
+    "dense": Trained(s=256, k=96),
     "wide": Trained(s=1024),
     "block4:max": INNER,
     "block4:mean": INNER._replace(pool="mean"),

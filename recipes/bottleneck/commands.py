@@ -84,13 +84,18 @@ def _tell_fit(cbm: Bottleneck, out: Path, as_json: bool) -> None:
         path = [point.as_dict() for point in cbm.path_]
         show.as_json(facts | {"validation": cbm.validation_, "path": path})
         return
+    paths = {(p.scale, p.l1_ratio) for p in cbm.path_}
+    mine = [p for p in cbm.path_ if (p.scale, p.l1_ratio) == (chosen.scale, chosen.l1_ratio)]
+    units = f" in units {chosen.scale}, l1 share {chosen.l1_ratio:g}" if chosen.scale else ""
     show.grid(
-        f"{len(cbm.classes_)} classes; path of {len(cbm.path_)} strengths, * chosen",
-        ["", "units", "l1", "strength", "score", "concepts", "per class", "per decision", "gap"],
+        f"{len(cbm.classes_)} classes; path of {len(mine)} strengths{units}"
+        + (f", best of {len(paths)} paths" if len(paths) > 1 else "")
+        + "; * chosen",
+        ["", "strength", "score", "concepts", "per class", "per decision", "gap"],
         [
-            ["*" if i == cbm.chosen_ else "", p.scale, p.l1_ratio, p.strength, p.score, p.concepts,
-             p.per_class, p.per_decision, p.gap]
-            for i, p in enumerate(cbm.path_)
+            ["*" if p is chosen else "", p.strength, p.score, p.concepts, p.per_class,
+             p.per_decision, p.gap]
+            for p in mine
         ],
     )  # fmt: skip
     told = {f"validation: {name}": value for name, value in cbm.validation_.items()}
