@@ -150,7 +150,8 @@ def _by_levels(p: Pass, settings: nest.Ks, levels: Levels, seed: int) -> Float[T
     prefix = settings.drawn(p.sae.config.s, seed)
     if prefix is None:
         return whole
-    level, share = settings.drawn_level(seed), settings.prefix_weight  # type: ignore[attr-defined]
+    level = settings.drawn_level(seed)
+    share: float = settings.prefix_weight  # type: ignore[attr-defined]
     if level is None:
         return whole * (1 - share)
     codes = p.sae.level(p.x, sorted(set(settings.ks))[level], prefix)
