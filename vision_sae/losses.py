@@ -147,11 +147,10 @@ def _by_levels(p: Pass, settings: nest.Ks, levels: Levels, seed: int) -> Float[T
     errors = torch.stack([squared(left) for left in (*rest.chunk(len(levels.ks)), p.residual)])
     weights = settings.weights(len(errors), p.group.rows.sum(errors.detach().clone())).to(errors)
     whole: Tensor = errors @ weights
-    prefix = settings.drawn(p.sae.config.s, seed)
-    if prefix is None:
+    if not isinstance(settings, nest.Both):
         return whole
-    level = settings.drawn_level(seed)
-    share: float = settings.prefix_weight  # type: ignore[attr-defined]
+    prefix, level = settings.drawn(p.sae.config.s, seed), settings.drawn_level(seed)
+    share = settings.prefix_weight
     if level is None:
         return whole * (1 - share)
     codes = p.sae.level(p.x, sorted(set(settings.ks))[level], prefix)
