@@ -233,14 +233,15 @@ def run(*words: Any, code: int = 0) -> str:
 
 
 @pytest.mark.slow
-def test_more_latents_explain_more(trained: tuple[Path, Path]) -> None:
+def test_every_k_explains_most_of_a_planted_world(trained: tuple[Path, Path]) -> None:
+    """With a reading of its own for each k, a larger one need not explain more."""
     acts, folder = trained
     from vision_sae import load_sae
 
     sae = load_sae(folder)
     points = progressive(sae, Store(acts))
     by_k = {p.k: p.fvu for p in points if p.prefix is None}
-    assert by_k[4] <= by_k[2] < 1
+    assert max(by_k[2], by_k[4]) < 0.1
     assert {p.prefix for p in points if p.prefix} == set(prefixes_of(sae)[:-1])
     own = prefix_codes(sae, Store(acts), prefixes_of(sae))
     assert all(int(c.indices.max()) < b for c, b in zip(own, prefixes_of(sae), strict=True))

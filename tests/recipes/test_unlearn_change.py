@@ -56,7 +56,7 @@ def edit_of(sae: SAE, latents: list[int] | None = None, **other: Any) -> SiteEdi
     given |= {"latents": chosen, "timesteps": torch.tensor([900, 100]), "where": "everywhere"}
     given |= {"mode": "scale", "readout": Readout.of(sae, chosen)}
     if other.get("mode") == "transport":
-        given |= {"write": torch.randn(m, D, generator=noise), "where": "image"}
+        given |= {"write": torch.randn(2, m, D, generator=noise), "where": "image"}
         given |= {"shift": torch.randn(2, D, generator=noise)}
     return SiteEdit("mid:update", fingerprint(sae), **(given | other))
 
