@@ -100,3 +100,11 @@ def claim_folder(folder: Path, *markers: str, overwrite: bool = False) -> Path:
     except OSError as error:
         raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
     return folder
+
+
+def claim_new(folder: Path, marker: str, what: str, *, overwrite: bool = False) -> Path:
+    """As claim_folder, for what is never continued: a folder with the marker is taken too."""
+    claim_folder(folder, marker, overwrite=overwrite)
+    if (folder / marker).exists() and not overwrite:
+        raise OutputExists(f"{folder} holds {what}; choose another folder or pass --overwrite")
+    return folder

@@ -8,7 +8,7 @@ import numpy as np
 
 from vision_sae.cli import show
 from vision_sae.data import open_data
-from vision_sae.errors import ConfigError, OutputExists, claim_folder
+from vision_sae.errors import ConfigError, claim_folder, claim_new
 from vision_sae.model.adapter import load_adapter
 from vision_sae.recipes.bottleneck import measures
 from vision_sae.recipes.bottleneck.concepts import Concepts, Pool, readers
@@ -46,7 +46,7 @@ class Fitting(NamedTuple):
 
 
 def fit(job: Fitting, out: Path, settings: dict[str, Any], overwrite: bool, as_json: bool) -> None:
-    claim_free(out, overwrite)
+    claim_new(out, DESCRIPTION, "a bottleneck", overwrite=overwrite)
     cbm, saes = Bottleneck(**settings), readers(job.saes)
     found = concepts_for(job.rows, saes, job.pool)
     y = read_labels(job.labels, found.keys, found.about)
@@ -64,13 +64,6 @@ def fit(job: Fitting, out: Path, settings: dict[str, Any], overwrite: bool, as_j
     cbm.about_ = {"data": found.data, "labels": job.labels, "images": len(found)}
     save(cbm, out, overwrite=overwrite)
     _tell_fit(cbm, out, as_json)
-
-
-def claim_free(out: Path, overwrite: bool) -> None:
-    """Raises OutputExists for a folder that holds a bottleneck or something else."""
-    claim_folder(out, DESCRIPTION, overwrite=overwrite)
-    if (out / DESCRIPTION).exists() and not overwrite:
-        raise OutputExists(f"{out} holds a bottleneck; choose another folder or pass --overwrite")
 
 
 def _in_place(rows: Rows, other: str) -> Rows:
@@ -236,7 +229,7 @@ def edit(
     folder: Path, out: Path, asked: Correction, rows: Rows, saes: list[Path], labels: str | None,
     overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    claim_free(out, overwrite)
+    claim_new(out, DESCRIPTION, "a bottleneck", overwrite=overwrite)
     cbm = opened(folder)
     if not (asked.without or asked.only or asked.like or asked.spurious):
         raise ConfigError("say what to change: --without, --only, --like or --spurious")

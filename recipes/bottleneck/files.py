@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vision_sae.config import Versioned, read_settings
-from vision_sae.errors import CheckpointError, OutputExists, claim_folder
+from vision_sae.errors import CheckpointError, claim_new
 from vision_sae.files import write_json, write_tensors
 from vision_sae.recipes.bottleneck.choice import Point
 from vision_sae.recipes.bottleneck.concepts import Part
@@ -38,9 +38,7 @@ class Saved(Versioned):
 
 def save(cbm: Bottleneck, folder: Path | str, *, overwrite: bool = False) -> None:
     """Write a fitted bottleneck. Raises OutputExists where there is one or something else."""
-    folder = claim_folder(Path(folder), DESCRIPTION, overwrite=overwrite)
-    if (folder / DESCRIPTION).exists() and not overwrite:
-        raise OutputExists(f"{folder} holds a bottleneck; choose another or pass --overwrite")
+    folder = claim_new(Path(folder), DESCRIPTION, "a bottleneck", overwrite=overwrite)
     head, W = cbm.head_, cbm.head_.W.tocoo()
     write_tensors(
         folder / WEIGHTS,
@@ -70,7 +68,7 @@ def save(cbm: Bottleneck, folder: Path | str, *, overwrite: bool = False) -> Non
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: None if value in (np.inf, -np.inf) or value != value else value
+        name: None if isinstance(value, float) and not np.isfinite(value) else value
         for name, value in row.items()
     }
 

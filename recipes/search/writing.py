@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae.errors import DataError, OutputExists, claim_folder
+from vision_sae.errors import DataError, claim_new
 from vision_sae.files import write_json, write_tensors
 from vision_sae.matching import check_match
 from vision_sae.model.hooks import inference
@@ -56,9 +56,7 @@ def write(
     """
     if len(codes) != len(keys):
         raise DataError(f"{len(keys)} keys for the codes of {len(codes)} images")
-    out = claim_folder(Path(out), FACTS, overwrite=overwrite)
-    if (out / FACTS).exists() and not overwrite:
-        raise OutputExists(f"{out} holds an index; choose another folder or pass --overwrite")
+    out = claim_new(Path(out), FACTS, "an index", overwrite=overwrite)
     write_tensors(out / FILE, code_arrays(codes.without_zeros()) | key_arrays(keys))
     facts = {"schema": SCHEMA, "latents": codes.width, "acts": str(acts) if acts else None}
     write_json(out / FACTS, facts)

@@ -11,7 +11,7 @@ import torch
 
 from vision_sae.cli import show
 from vision_sae.data.prompts import Prompt
-from vision_sae.errors import ConfigError, OutputExists, claim_folder, require
+from vision_sae.errors import ConfigError, claim_folder, claim_new, require
 from vision_sae.files import write_bytes, write_json
 from vision_sae.model.adapter import load_adapter
 from vision_sae.recipes.unlearn import methods
@@ -52,7 +52,7 @@ def find(
     as_json: bool,
     grid: Mapping[str, Sequence[Any]] = MappingProxyType({}),
 ) -> Plan:
-    _claim(out, overwrite)
+    claim_new(out, DESCRIPTION, "a plan", overwrite=overwrite)
     choice = choice_of(settings, compat, usual_for(asked.concept))
     check_grid(grid)
     rows = prompts_of(asked)
@@ -75,12 +75,6 @@ def find(
     plan.save(out)
     _tell_plan(plan, seen, out, as_json)
     return plan
-
-
-def _claim(out: Path, overwrite: bool) -> None:
-    claim_folder(out, DESCRIPTION, overwrite=overwrite)
-    if (out / DESCRIPTION).exists() and not overwrite:
-        raise OutputExists(f"{out} holds a plan; choose another folder or pass --overwrite")
 
 
 def _tell_plan(plan: Plan, seen: Evidence, out: Path, as_json: bool) -> None:
@@ -115,7 +109,7 @@ def steer(
     overwrite: bool,
     as_json: bool,
 ) -> Plan:
-    _claim(out, overwrite)
+    claim_new(out, DESCRIPTION, "a plan", overwrite=overwrite)
     rows = prompts_of(asked, 1)
     check(rows, asked.concept)
     adapter: Any = load_adapter(asked.model)
