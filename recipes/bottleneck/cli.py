@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from vision_sae.cli import show
-from vision_sae.cli.options import Json, Overwrite
+from vision_sae.cli.options import Json, Overwrite, given_only
 from vision_sae.recipes.bottleneck.compare_command import compare
 
 app = typer.Typer(
@@ -124,15 +124,10 @@ def fit(
         "l1_ratio": l1_ratio, "strengths": strengths, "smallest": smallest, "head": head,
     }  # fmt: skip
     with show.errors():
-        settings = {n: _plain(v) for n, v in given.items() if v not in (None, [])}
+        settings = given_only(given)
         rows = Rows(data, model, acts, batch_size)
         job = commands.Fitting(rows, sae, labels, pool.value, validation, groups)
         commands.fit(job, out, settings, overwrite, json)
-
-
-def _plain(value: Any) -> Any:
-    """An option's value without its enumeration; of several options a list."""
-    return [_plain(v) for v in value] if isinstance(value, list) else getattr(value, "value", value)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from vision_sae.cli import show
-from vision_sae.cli.options import Json, Overwrite, grid_from
+from vision_sae.cli.options import Json, Overwrite, given_only, grid_from
 
 app = typer.Typer(
     name="unlearn", no_args_is_help=True, rich_markup_mode="markdown",
@@ -146,7 +146,7 @@ def find(
         "multiplier": multiplier, "detectors": detectors, "half": half,
     }  # fmt: skip
     with show.errors():
-        settings = {n: getattr(v, "value", v) for n, v in given.items() if v is not None}
+        settings = given_only(given)
         if window is not None:
             settings["window"] = inputs.window_of(window)
         asked = inputs.Asked(model, concept, sae or [], prompts, judge, batch)

@@ -125,11 +125,20 @@ Centre = Annotated[
 Seed = Annotated[int | None, flag("Of the first weights and of the order of rows. Default: 0.")]
 
 
+def given_only(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given of options that may be left out: plain values, without enumerations."""
+    return {name: _plain(value) for name, value in options.items() if value not in (None, [])}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, list) else getattr(value, "value", value)
+
+
 def settings_from(
     config: Path | None, assignments: Sequence[str] | None, flags: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All settings that were given. Raises ConfigError for one that is given twice."""
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = given_only(flags)
     for text in assignments or []:
         name, value = _assignment(text, "--set")
         if name in given:
