@@ -23,6 +23,7 @@ from vision_sae.model.hooks import inference
 from vision_sae.provenance import Provenance, Tokens
 from vision_sae.sae import SAE
 from vision_sae.sparse.codes import Codes
+from vision_sae.sparse.pooled import largest
 from vision_sae.store import Store
 
 Pool = Literal["max", "mean", "cls"]
@@ -288,19 +289,9 @@ def pooled(codes: Codes, t: int, pool: Pool) -> Any:
     elif pool == "mean":
         value = value / t
     else:
-        image, latent, value = _largest(image, latent, value, codes.width)
+        most = largest(codes, t)
+        image, latent, value = most.rows, most.indices, most.values.detach().double()
     return csr_array((value.numpy(), (image.numpy(), latent.numpy())), shape=shape)
-
-
-def _largest(
-    image: torch.Tensor, latent: torch.Tensor, value: torch.Tensor, width: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    place, inverse = (image * width + latent).unique(return_inverse=True)
-    high, low = (
-        torch.zeros(len(place), dtype=value.dtype).scatter_reduce(0, inverse, value, how)
-        for how in ("amax", "amin")
-    )
-    return place // width, place % width, torch.where(-low > high, low, high)
 
 
 def _stacked(rows: list[Any]) -> Any:
