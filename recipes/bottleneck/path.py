@@ -45,26 +45,25 @@ def heads(
 ) -> Iterator[tuple[Solution, Head]]:
     """The head at each strength, from no concept on, with the solver's certificate; one path after
     the other where there are several scales or l1 shares."""
-    for scale in config.scale:
-        yield from _scaled_heads(X, targets, config, scale, tell)
-
-
-def _scaled_heads(
-    X: Any, targets: Targets, config: PathConfig, scale: Scale, tell: Callable[[int], None]
-) -> Iterator[tuple[Solution, Head]]:
-    unit = units(X, scale)
     means = np.asarray(X.mean(0)).ravel() if config.centre else np.zeros(X.shape[1])
-    rows = _scaled(X, unit)
+    for scale in config.scale:
+        unit = units(X, scale)
+        for solution, W, b in _solved(_scaled(X, unit), targets, config, tell):
+            W = _scaled(W, unit)
+            head = Head(targets.classes, W, b + W @ means, means, targets.several)
+            yield replace(solution, scale=scale), head
+
+
+def _solved(
+    X: Any, targets: Targets, config: PathConfig, tell: Callable[[int], None]
+) -> Iterator[tuple[Solution, Any, Array]]:
+    """The solution at each l1 share and strength, with the weights and intercept to take."""
     for rho in config.l1_ratio:
-        problem = Problem(rows, targets.Y, targets.loss, rho)
+        problem = Problem(X, targets.Y, targets.loss, rho)
         grid = strengths(problem, config.strengths, config.smallest)
         for solution in solve_path(problem, grid, tolerance=config.tolerance, tell=tell):
-            W, b = solve_support(problem, solution) if config.relaxed else (solution.W, solution.b)
-            W = _scaled(W, unit)
-            yield (
-                replace(solution, scale=scale),
-                Head(targets.classes, W, b + W @ means, means, targets.several),
-            )
+            taken = solve_support(problem, solution) if config.relaxed else None
+            yield solution, *(taken or (solution.W, solution.b))
 
 
 def units(X: Any, scale: Scale) -> Array:

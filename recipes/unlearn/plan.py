@@ -170,10 +170,7 @@ class Plan:
             if told["format"] != FORMAT:
                 raise CheckpointError(f"{folder}: plan format {told['format']}; known: {FORMAT}")
             edits = [_edit(s, part(tensors, f"{i}.")) for i, s in enumerate(told["edits"])]
-            text = [
-                TextEdit(vector=tensors[f"text.{i}"], **s)
-                for i, s in enumerate(told.get("text", ()))
-            ]
+            text = [TextEdit(vector=tensors[f"text.{i}"], **s) for i, s in enumerate(told["text"])]
             return cls(
                 told["concept"], tuple(edits), told["model"], tensors["weights"],
                 told["schedule"], told["about"], tuple(text),
