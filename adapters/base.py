@@ -1,15 +1,13 @@
 """What adapters share, and the adapter for a model that you have already loaded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vision_sae.adapters.pictures import Transform, stacked
 from vision_sae.errors import ConfigError
-
-Transform = Callable[[Any], Tensor]  # a PIL image to [c h w]
 
 
 class ModuleAdapter:
@@ -40,7 +38,7 @@ class ModuleAdapter:
         self.reads: Literal["images", "texts"] = "images"
 
     def prepare(self, items: Sequence[Any]) -> Any:
-        return torch.stack([self.transform(image) for image in items])
+        return stacked(self.transform, items)
 
     def run(self, batch: Float[Tensor, "b c h w"]) -> Any:
         return self.model(batch)

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vision_sae.adapters.base import ModuleAdapter, Transform
+from vision_sae.adapters.base import ModuleAdapter
 from vision_sae.adapters.loading import FAILURES, first_line
+from vision_sae.adapters.pictures import Transform
 from vision_sae.adapters.texts import Tokenize, on_first_use
 from vision_sae.adapters.timm_models import prefix_of
 from vision_sae.errors import ConfigError, DataError, UnknownName, require

@@ -1,18 +1,17 @@
 """Extraction against the bare forward pass of the same model, as ratios of one run.
 
-python benchmarks/extract.py    # emoji-clip and an open_clip ViT-B-32 of random weights: 20 minutes
+python benchmarks/extract.py    # emoji-clip and an open_clip ViT-B-32 of random weights: 15 minutes
 python benchmarks/extract.py --models emoji-clip --rounds 5 --threads 1
 
-Each ratio is the median over rounds in which both are timed one after the other, from the first
-image on; what comes before it once (finding the site, hashing the weights, the folder) is the
-start, in seconds. CPU is the time of all threads: what extraction adds to a forward pass, whatever
-else the machine does. Memory is the peak of a process of its own, with and without ten times the
-images.
+Each ratio is of the times of all rounds together, in which all are timed one after the other, from
+the first image on; behind it the least and the largest of one round. What comes before the first
+image (finding the site, hashing the weights, the folder) is the start, in seconds. CPU is the time
+of all threads: what extraction adds to a forward pass, whatever else the machine does. Memory is
+the peak of a process of its own, with and without ten times the images.
 """
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,11 +30,12 @@ from vision_sae.model.hooks import inference
 
 BLOCK = "visual.transformer.resblocks"
 CASES = {  # of each model: a block in the middle, the last one, images, batch
-    "emoji-clip": (2, 5, 10_240, 256),
+    "emoji-clip": (2, 5, 5_120, 256),
     "open_clip:ViT-B-32/random": (5, 11, 256, 32),
 }
 TOY = "toy"  # whose extraction shows memory
-ROUNDS = 3
+ROUNDS, FEW = 7, 3  # of the bare pass and of extraction, of the rest
+MOST = ("bare", "memory")
 
 
 class Slice:
@@ -65,6 +65,17 @@ class Took(NamedTuple):
     wall: float
     cpu: float
     start: float = 0.0
+
+
+class Ratio(NamedTuple):
+    """Of all rounds together, the least and the largest of one."""
+
+    all: float
+    least: float
+    largest: float
+
+    def __str__(self) -> str:
+        return f"{self.all:.3f} ({self.least:.2f} to {self.largest:.2f})"
 
 
 def now() -> Took:
@@ -125,7 +136,7 @@ def measure(model: str, case: tuple[int, int, int, int], rounds: int) -> dict[st
     batches = prepared(adapter, held, batch)
     with tempfile.TemporaryDirectory() as folder:
 
-        def stored(source: Slice) -> Callable[[], Took]:
+        def stored(source: Slice) -> Callable[[], Took | None]:
             def work() -> Took:
                 told: list[Took] = []
                 out, tell = Path(folder) / "acts", lambda n: told.append(now())
@@ -139,15 +150,24 @@ def measure(model: str, case: tuple[int, int, int, int], rounds: int) -> dict[st
         works: dict[str, Callable[[], Took | None]] = {
             "bare": bare_forward(adapter, batches),
             "loop": bare_loop(adapter, held, batch),
-            "half": read_only(adapter, memory, middle, batches),
-            "read": read_only(adapter, memory, last, batches),
+            "half": read_only(adapter, held, middle, batches),
+            "read": read_only(adapter, held, last, batches),
             "memory": stored(held),
             "disk": stored(disk),
         }
-        times = [{name: timed(work) for name, work in works.items()} for _ in range(rounds)]
+        times = [
+            {name: timed(work) for name, work in works.items() if i < FEW or name in MOST}
+            for i in range(rounds)
+        ]
 
-    def ratio(one: str, other: str) -> float:
-        return statistics.median(t[one].wall / t[other].wall for t in times)
+    def ratio(one: str, other: str, what: str = "wall") -> Ratio:
+        both = [t for t in times if one in t and other in t]
+        pairs = [(getattr(t[one], what), getattr(t[other], what)) for t in both]
+        return Ratio(
+            sum(a for a, _ in pairs) / sum(b for _, b in pairs),
+            min(a / b for a, b in pairs),
+            max(a / b for a, b in pairs),
+        )
 
     return {
         "model": model,
@@ -156,7 +176,7 @@ def measure(model: str, case: tuple[int, int, int, int], rounds: int) -> dict[st
         "extract / bare, images decoded before": ratio("bare", "memory"),
         "extract / bare with preprocessing": ratio("loop", "memory"),
         "extract / bare, decoding included": ratio("bare", "disk"),
-        "CPU of bare / extract": statistics.median(t["bare"].cpu / t["memory"].cpu for t in times),
+        "CPU of bare / extract": ratio("bare", "memory", "cpu"),
         "time to half depth / bare": ratio("half", "bare"),
         "time with store / without": ratio("memory", "read"),
     }
@@ -185,7 +205,7 @@ def memory() -> dict[str, Any]:
 
 
 def show(row: dict[str, Any]) -> None:
-    told = (f"{k}: {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in row.items())
+    told = (f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in row.items())
     print("  ".join(told), flush=True)
 
 
