@@ -110,12 +110,12 @@ def show(rows: list[dict[str, Any]]) -> None:
     """Means over seeds, with half the range."""
     for k in dict.fromkeys(row["k"] for row in rows):
         mine = [row for row in rows if row["k"] == k]
-        mean = {key: statistics.fmean(row[key] for row in mine) for key in ("fvu", "cosine", "l0")}
-        zeros = statistics.fmean(row["zeros"] for row in mine)
+        keys = ("fvu", "cosine", "zeros", "l0")
+        fvu, cosine, zeros, l0 = (statistics.fmean(row[key] for row in mine) for key in keys)
         spread = (max(r["fvu"] for r in mine) - min(r["fvu"] for r in mine)) / 2
         print(
             f"{rows[0]['site']:32} {rows[0]['job']:14} k {k:4}  "
-            f"FVU {mean['fvu']:.4f} +- {spread:.4f}  cosine {mean['cosine']:.4f}  zeros {zeros:.3f}  L0 {mean['l0']:.1f}",
+            f"FVU {fvu:.4f} +- {spread:.4f}  cosine {cosine:.4f}  zeros {zeros:.3f}  L0 {l0:.1f}",
             flush=True,
         )
 
