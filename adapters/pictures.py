@@ -34,7 +34,7 @@ def stacked(transform: Transform, pictures: Sequence[Any]) -> Float[Tensor, "b c
     return torch.stack([transform(picture) for picture in pictures])
 
 
-def _parts(transform: Transform) -> _Parts | None:
+def _parts(transform: Any) -> _Parts | None:
     """Of a transform that ends so; None of another."""
     tv: Any = sys.modules.get("torchvision.transforms")
     if tv is None or type(transform) is not tv.Compose:

@@ -68,7 +68,8 @@ def unet() -> float:
     from diffusers import UNet2DConditionModel
 
     shape = {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8}
-    model = UNet2DConditionModel(cross_attention_dim=768, sample_size=64, **shape).eval()
+    model: Any = UNet2DConditionModel(cross_attention_dim=768, sample_size=64, **shape)
+    model.eval()
     latents, text = torch.randn(2, 4, 64, 64), torch.randn(2, 77, 768)
     with torch.inference_mode():
         return seconds(lambda: model(latents, 10, text), rounds=2)

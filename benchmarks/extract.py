@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vision_sae.data import open_data
+from vision_sae.data import Item, open_data
 from vision_sae.data.decode import decoded
+from vision_sae.data.indexed import IndexedSource
 from vision_sae.extract import activations_of, extract, read_of
 from vision_sae.model.adapter import Adapter, load_adapter
 from vision_sae.model.hooks import inference
@@ -38,25 +39,27 @@ ROUNDS, FEW = 7, 3  # of the bare pass and of extraction, of the rest
 MOST = ("bare", "memory")
 
 
-class Slice:
+class Slice(IndexedSource):
     """The first images of a source, decoded beforehand when asked."""
 
     def __init__(self, spec: str, images: int, *, in_memory: bool) -> None:
-        from vision_sae.data import Item
-
         source = open_data(spec)
-        self.name, self.images, self.gives = source.name, images, "images"
+        self.name, self.images = source.name, images
         items = [item for item, _ in zip(source.items(), range(images), strict=False)]
         if in_memory:
             held = [item.image for item, _ in zip(decoded(source), range(images), strict=False)]
-            items = [Item(i.key, i.about, lambda h=h: h) for i, h in zip(items, held, strict=True)]
+            items = [Item(i.key, i.about, opener(h)) for i, h in zip(items, held, strict=True)]
         self._items = items
 
     def __len__(self) -> int:
         return self.images
 
-    def items(self, start: int = 0) -> Any:
-        return iter(self._items[start:])
+    def item(self, i: int) -> Item:
+        return self._items[i]
+
+
+def opener(image: Any) -> Callable[[], Any]:
+    return lambda: image
 
 
 class Took(NamedTuple):

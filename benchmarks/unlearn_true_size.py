@@ -31,7 +31,8 @@ def pipe_of(**config: Any) -> Any:
     """What `unlearn` needs of a pipeline."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
-    unet = UNet2DConditionModel(**config).eval().requires_grad_(False)
+    unet: Any = UNet2DConditionModel(**config)
+    unet.eval().requires_grad_(False)
     return SimpleNamespace(
         unet=unet, scheduler=DDIMScheduler(), do_classifier_free_guidance=True, components={}
     )
@@ -40,7 +41,7 @@ def pipe_of(**config: Any) -> Any:
 def plan_of(pipe: Any, sae: SAE, chosen: int, mode: str = "replace") -> Plan:
     """`chosen` latents, replaced per image as a detector says that always finds the concept."""
     latents = torch.arange(chosen)
-    maps = {"write": torch.randn(1, chosen, WIDTH), "shift": torch.randn(2, WIDTH)}
+    maps: dict[str, Any] = {"write": torch.randn(1, chosen, WIDTH), "shift": torch.randn(2, WIDTH)}
     times, zeros = torch.tensor([999, 0]), torch.zeros(2, chosen)
     edit = SiteEdit(
         SITE, fingerprint(sae), latents, times, zeros + 1, zeros + 1, zeros, zeros, zeros,

@@ -39,6 +39,12 @@ def test_every_package_folder_is_listed() -> None:
     assert folders == {Path(SETUPTOOLS["package-dir"][name]) for name in SETUPTOOLS["packages"]}
 
 
+def test_every_benchmark_is_type_checked() -> None:
+    files = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    settings = PROJECT["tool"]["mypy"]
+    assert settings["modules"] == settings["overrides"][0]["module"] == files
+
+
 @pytest.mark.parametrize("room", ["adapters", "assets", "recipes"])
 def test_a_room_cannot_be_imported_by_its_bare_name(room: str) -> None:
     run = subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True)
