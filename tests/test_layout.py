@@ -60,6 +60,13 @@ def test_the_core_imports_no_adapter_recipe_asset_or_model_library(path: Path) -
         assert parts[0] != "vision_sae" or parts[1:2] not in (["adapters"], ["recipes"], ["assets"])
 
 
+@pytest.mark.parametrize("name", ["bias.cli", "bottleneck.compare_command", "unlearn.cli"])
+def test_commands_of_a_recipe_can_be_imported_first(name: str) -> None:
+    code = f"import vision_sae.recipes.{name}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize("path", files_of("recipes"), ids=lambda p: p.stem)
 def test_recipes_know_the_adapter_protocol_only(path: Path) -> None:
     others = {m for m in imports_of(path) if m.startswith("vision_sae.adapters")}

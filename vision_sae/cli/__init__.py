@@ -1,5 +1,8 @@
 """The `vision-sae` command. Only this room prints."""
 
-from vision_sae.cli.app import main
 
-__all__ = ["main"]
+def main() -> None:
+    """Loads the commands, and those of recipes, when called: recipes import this room."""
+    from vision_sae.cli import app
+
+    app.main()
