@@ -45,14 +45,18 @@ def jobs() -> Iterator[Job]:
             yield Job(f"{family}-{k}", {"family": family, "k": k}, (k,))
     yield Job("k", nested_settings("k", KS), KS)
     yield Job("both", nested_settings("both", KS), KS)
-    yield Job("both-.2", _weighted(0.2), KS)
+    yield Job("both-.5", _weighted(0.5), KS)
+    yield Job("both-.1-uniform", _weighted(0.1, "uniform"), KS)
+    yield Job("both-.1-reversed", _weighted(0.1, "reversed"), KS)
     yield Job("prefix", nested_settings("prefix", KS) | {"family": "batchtopk"}, KS[-1:])
     yield Job("msae", MSAE, (8, 16, 32, 64, 128))
 
 
-def _weighted(share: float) -> dict[str, Any]:
+def _weighted(share: float, weighting: str = "balanced") -> dict[str, Any]:
+    """`both` with a share of the loss for the drawn prefix, and weights of the ks."""
     settings = nested_settings("both", KS)
-    return settings | {"nest": {**settings["nest"], "prefix_weight": share}}
+    changed = {"prefix_weight": share, "weighting": weighting}
+    return settings | {"nest": settings["nest"] | changed}
 
 
 def acts(out: Path, site: str, split: str) -> Store:
