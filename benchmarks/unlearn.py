@@ -3,8 +3,7 @@
 python benchmarks/unlearn.py --quick         # 2 objects, 2 styles, few methods: about 5 minutes
 python benchmarks/unlearn.py --out results/  # all concepts and methods: an hour and a half or so
 
-A run that was stopped goes on when the same command is given again. On Linux it is faster with the
-two settings of docs/scale.md, "Memory that is given back".
+A run that was stopped goes on when the same command is given again.
 """
 
 import argparse
@@ -14,6 +13,7 @@ import tempfile
 
 import torch
 
+from vision_sae.memory import keep_freed
 from vision_sae.recipes.unlearn.benchmark import evaluate, text, without_sheets
 
 
@@ -34,6 +34,7 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     args = options()
+    keep_freed()
     torch.set_num_threads(args.threads)
     out = args.out or tempfile.mkdtemp(prefix="unlearn-")
     cells = evaluate(

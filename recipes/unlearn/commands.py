@@ -37,6 +37,7 @@ from vision_sae.recipes.unlearn.measuring import tuned
 from vision_sae.recipes.unlearn.plan import DESCRIPTION, Plan
 from vision_sae.recipes.unlearn.prompts import Labelled, check, few, holds, read
 from vision_sae.recipes.unlearn.show import compare
+from vision_sae.recipes.unlearn.statistics import times_sampled
 from vision_sae.recipes.unlearn.tune import check_grid
 from vision_sae.sae import SAE
 
@@ -63,7 +64,8 @@ def find(
     saes = saes_of(asked.model, adapter, asked.saes)
     own = sum(holds(row, asked.concept) for row in rows) if choice.mode == "transport" else 0
     own *= choice.rounds
-    with show.progress("find", 2 * len(rows) + own * (not grid), "prompts") as advance:
+    looks = times_sampled(adapter, saes, rows) * len(rows)
+    with show.progress("find", looks + own * (not grid), "prompts") as advance:
         tell, concepts = advance_of(advance), [asked.concept]
         batch = batch_of(asked.model, asked.batch)
         seen = observe(

@@ -27,7 +27,14 @@ from vision_sae.recipes.unlearn.plan import (
 from vision_sae.recipes.unlearn.prompts import Labelled, check, concepts_of, holds, parse
 from vision_sae.recipes.unlearn.readout import Readout
 from vision_sae.recipes.unlearn.scores import SCORES
-from vision_sae.recipes.unlearn.statistics import Contrast, Statistics, Tell, collect, pooled
+from vision_sae.recipes.unlearn.statistics import (
+    Contrast,
+    Statistics,
+    Tell,
+    collect,
+    pooled,
+    times_sampled,
+)
 from vision_sae.recipes.unlearn.transport import Transport, learn, pairs_of
 from vision_sae.sae import SAE
 
@@ -130,18 +137,27 @@ def observe(
     batch_size: int = 64,
     tell: Tell = lambda prompts: None,
 ) -> Evidence:
-    """Sample the prompts twice: statistics, then the codes of each concept's best candidates.
+    """Sample the prompts: statistics, and the codes of each concept's best candidates.
 
-    Raises UnknownName for a concept with no prompts, DataError for one with no others.
+    In one pass where the codes of all latents fit in memory, in two otherwise (`times_sampled`);
+    `tell` is told of each pass. Raises UnknownName for a concept with no prompts, DataError for
+    one with no others.
     """
     for concept in concepts:
         check(prompts, concept)
-    found = collect(adapter, saes, prompts, batch_size=batch_size, tell=tell)
+    kept: dict[str, list[Tensor]] = {}
+    once = times_sampled(adapter, saes, prompts) == 1
+    found = collect(
+        adapter, saes, prompts, batch_size=batch_size, kept=kept if once else None, tell=tell
+    )
     best = {
         site: torch.cat([_top(s.contrast(c), saes[site], candidates) for c in concepts]).unique()
         for site, s in found.items()
     }
-    codes = pooled(adapter, saes, prompts, best, batch_size=batch_size, tell=tell)
+    if once:
+        codes = {site: torch.cat([c[..., best[site]] for c in kept.pop(site)]) for site in found}
+    else:
+        codes = pooled(adapter, saes, prompts, best, batch_size=batch_size, tell=tell)
     return Evidence(
         adapter.name, sample_of(adapter.model), schedule_of(adapter.pipe), dict(saes),
         prompts, found, best, codes, adapter, batch_size,

@@ -31,6 +31,7 @@ from vision_sae.recipes.unlearn.judging import Trial
 from vision_sae.recipes.unlearn.plan import DESCRIPTION, TENSORS, Plan
 from vision_sae.recipes.unlearn.prompts import check
 from vision_sae.recipes.unlearn.removal import Method, Removal
+from vision_sae.recipes.unlearn.statistics import times_sampled
 from vision_sae.recipes.unlearn.sweep import Table, Window, in_window, where_removable
 from vision_sae.recipes.unlearn.sweep import windows as parts_of
 from vision_sae.recipes.unlearn.tune import tune
@@ -77,7 +78,8 @@ def sweep(
     adapter.pipe.set_progress_bar_config(disable=True)
     saes, choice = saes_of(asked.model, adapter, asked.saes), usual_for(asked.concept)
     trial = Trial.of(adapter, judge, rows, asked.concept, pictures, batch)
-    with show.progress("look", 2 * len(rows), "prompts") as advance:
+    looks = times_sampled(adapter, saes, rows) * len(rows)
+    with show.progress("look", looks, "prompts") as advance:
         seen = observe(
             adapter, saes, rows, [asked.concept],
             candidates=choice.detectors, batch_size=batch, tell=advance_of(advance),

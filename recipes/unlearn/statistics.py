@@ -24,6 +24,7 @@ from vision_sae.recipes.unlearn.prompts import Labelled, concepts_of, holds
 from vision_sae.sae import SAE
 
 Tell = Callable[[int], None]
+KEPT = 2**30  # bytes of token-mean codes of all latents that `observe` keeps
 
 
 class Contrast(NamedTuple):
@@ -117,11 +118,13 @@ def collect(
     prompts: Sequence[Labelled],
     *,
     batch_size: int = 64,
+    kept: dict[str, list[Tensor]] | None = None,
     tell: Tell = lambda prompts: None,
 ) -> dict[str, Statistics]:
     """The statistics of every site and of every concept of the prompts, in one pass of sampling.
 
-    Memory is that of the sums and of one batch. Raises ConfigError for an adapter that keeps both
+    Memory is that of the sums and of one batch, and of what `kept` is given: each batch's
+    token-mean codes [b T s] by site. Raises ConfigError for an adapter that keeps both
     halves of the guided batch, DataError for prompts without concepts.
     """
     concepts = concepts_of(prompts)
@@ -138,11 +141,21 @@ def collect(
             added = [_per_concept(part, t) for t in (codes, codes.square(), active)]
             old = sums.get(site)
             sums[site] = [a + b for a, b in zip(old, added, strict=True)] if old else added
+            if kept is not None:
+                kept.setdefault(site, []).append(codes)
         tell(some.stop - some.start)
     return {
         site: Statistics(concepts, adapter.timesteps, member.sum(1), *parts)
         for site, parts in sums.items()
     }
+
+
+def times_sampled(
+    adapter: StepAdapter, saes: Mapping[str, SAE], prompts: Sequence[Labelled]
+) -> int:
+    """How often `observe` samples the prompts: once where the codes of all latents fit in KEPT."""
+    each = 4 * len(adapter.timesteps) * sum(sae.config.s for sae in saes.values())
+    return 1 if len(prompts) * each <= KEPT else 2
 
 
 def _per_concept(member: Float[Tensor, "c1 b"], codes: Float[Tensor, "b T s"]) -> Tensor:

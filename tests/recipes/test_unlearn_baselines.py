@@ -203,6 +203,23 @@ def test_means_are_those_of_all_activations_at_once(pipe: Any) -> None:
     assert one.concept.shape == (3, 16) and len(one.timesteps) == 3
 
 
+def test_means_are_taken_once_for_the_same_removal(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = DifferenceOfMeans([SITE], steps=3, images=4, words=WORDS)
+    learnt: list[str] = []
+    learn = DifferenceOfMeans.learn
+
+    def counted(self: Any, pipe: Any, concept: str, removed: Any = ()) -> Any:
+        learnt.append(concept)
+        return learn(self, pipe, concept, removed)
+
+    monkeypatch.setattr(DifferenceOfMeans, "learn", counted)
+    for concepts in (["a"], ["a"], ["a", "b"], ["a", "b"]):  # "a" beside "b" has other others
+        method.fit(pipe, concepts)
+    assert learnt == ["a", "a", "b"]
+
+
 def test_strength_zero_is_the_identity_and_gates_shut_do_nothing(pipe: Any) -> None:
     method = DifferenceOfMeans([SITE], steps=3, images=4, words=WORDS)
     learnt, before = method.learn(pipe, "a"), call(pipe)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError, UnknownName
+from vision_sae.recipes.unlearn import statistics
 from vision_sae.recipes.unlearn.find import (
     Choice,
     Evidence,
@@ -24,7 +25,7 @@ from vision_sae.recipes.unlearn.find import (
 from vision_sae.recipes.unlearn.labelled import LabelledRows, labelled_rows
 from vision_sae.recipes.unlearn.prompts import Labelled
 from vision_sae.recipes.unlearn.scores import SCORES
-from vision_sae.recipes.unlearn.statistics import Contrast, pooled, sampled
+from vision_sae.recipes.unlearn.statistics import Contrast, pooled, sampled, times_sampled
 from vision_sae.sae import SAE, SAEConfig
 
 pytest.importorskip("diffusers")
@@ -113,6 +114,27 @@ def test_a_percentile_is_torch_quantile(percentile: float, per_step: bool) -> No
         assert torch.equal(found[t], wanted)
     if percentile == 99.999:
         assert found.sum(1).tolist() == [1] * 4
+
+
+# ---- one pass or two
+
+
+def test_one_pass_of_sampling_finds_what_two_find(
+    evidence: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    adapter, saes, concepts = adapter_of(), {SITE: sae_of()}, ["object:a", "style:x"]
+    assert times_sampled(adapter, saes, PROMPTS) == 1
+    monkeypatch.setattr(statistics, "KEPT", 0)
+    assert times_sampled(adapter, saes, PROMPTS) == 2
+    twice = observe(adapter, saes, PROMPTS, concepts, tell=told.append)
+    assert sum(told) == 2 * len(PROMPTS)
+    assert torch.equal(twice.codes[SITE], evidence.codes[SITE])
+    assert torch.equal(twice.candidates[SITE], evidence.candidates[SITE])
+    monkeypatch.undo()
+    told.clear()
+    observe(adapter, saes, PROMPTS, concepts, tell=told.append)
+    assert sum(told) == len(PROMPTS)
 
 
 # ---- as published

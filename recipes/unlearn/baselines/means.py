@@ -75,6 +75,7 @@ class DifferenceOfMeans:
     seed: int = 0
     words: Words = field(default_factory=VocabularyWords)
     name: str = "difference of means"
+    learnt: dict[Any, Mapping[str, Direction]] = field(default_factory=dict)  # of `fit`
 
     def __post_init__(self) -> None:
         for what, value, allowed in (
@@ -87,8 +88,12 @@ class DifferenceOfMeans:
             raise ConfigError("difference of means needs at least one site")
 
     def fit(self, pipe: Any, concepts: Sequence[str]) -> Removal:
-        learnt = [self.learn(pipe, concept, concepts) for concept in concepts]
-        return self.removal(learnt)
+        """Each concept is learnt once for one pipeline and one set of removed concepts."""
+        keys = [(pipe, concept, tuple(concepts)) for concept in concepts]
+        for key in keys:
+            if key not in self.learnt:
+                self.learnt[key] = self.learn(pipe, key[1], concepts)
+        return self.removal([self.learnt[key] for key in keys])
 
     def learn(
         self, pipe: Any, concept: str, removed: Sequence[str] = ()
