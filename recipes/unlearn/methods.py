@@ -149,9 +149,12 @@ class AssignedLatents:
 
 
 def all_methods(
-    pipe: Any, saes: Mapping[int, Callable[[], Mapping[str, SAE]]]
+    pipe: Any, saes: Mapping[int, Callable[[], Mapping[str, SAE]]], *, per_pair: int = 4
 ) -> dict[str, Callable[[], Method]]:
-    """Factories of all methods; of those on SAEs one for each seed of these ("sae@1")."""
+    """Factories of all methods; of those on SAEs one for each seed of these ("sae@1").
+
+    `per_pair` prompts of each pair of object and look are what plans are made from.
+    """
     from vision_sae.recipes.unlearn.baselines import (
         CrossAttentionTuning,
         DifferenceOfMeans,
@@ -160,7 +163,7 @@ def all_methods(
     )
     from vision_sae.recipes.unlearn.concept_steering import ConceptSteering
 
-    observed = {seed: Observed(pipe, of_seed) for seed, of_seed in saes.items()}
+    observed = {seed: Observed(pipe, of, per_pair=per_pair) for seed, of in saes.items()}
     first = next(iter(observed.values()))
     published = dict.fromkeys(USUAL, SAEURON)
     found: dict[str, Callable[[], Method]] = {

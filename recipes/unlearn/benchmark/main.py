@@ -34,14 +34,16 @@ def evaluate(
     """Measure methods on emoji-diffusion's concepts; results as cells, results.md, index.html.
 
     All concepts and methods by default, with SAEs of seeds 0, 1, 2 (run.py counts what that takes).
-    `quick`: four concepts, few methods and pictures. `more` are methods of your own by name. What
-    is in `out` is not measured again. Raises UnknownName for a concept or method.
+    `quick`: four concepts, few methods and pictures, plans from half the prompts. `more` are
+    methods of your own by name. What is in `out` is not measured again. Raises UnknownName for a
+    concept or method.
     """
     out, world = Path(out), emoji_world()
     seeds = sae_seeds or ((0,) if quick else (0, 1, 2))
     saes = {seed: partial(saes_of, seed, out / "saes", tell) for seed in seeds}
     more = more or {}
-    chosen = _chosen({**all_methods(world.pipe, saes), **more}, methods, quick, tuple(more))
+    known = {**all_methods(world.pipe, saes, per_pair=2 if quick else 4), **more}
+    chosen = _chosen(known, methods, quick, tuple(more))
     asked = list(concepts or (ATTACKED if quick else world.concepts))
     cells = run(
         world, chosen, asked, split, out, limits=limits(asked), tell=tell,

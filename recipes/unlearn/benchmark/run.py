@@ -50,6 +50,7 @@ class Counts:
     clean: int = 720  # unedited pictures, for artefacts and distances
     attacked: int = 20
     shown: int = 8
+    rounds: int = 5  # of timing
     batch: int = 64
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class Counts:
         return self.seeds_of_object if parse(concept)[0] == "object" else self.seeds_of_style
 
 
-QUICK = Counts(seeds_of_object=2, seeds_of_style=1, others=40, clean=180, attacked=9)
+QUICK = Counts(seeds_of_object=2, seeds_of_style=1, others=40, clean=180, attacked=9, rounds=3)
 
 
 @dataclass(frozen=True)
@@ -313,11 +314,11 @@ class Bench:
         seen = read(self.world.judge, unit(pictures))
         return measures.accuracy(asks, seen, parse(concept)[0])
 
-    def overhead(self, method: Fits, concept: str, rounds: int = 5, images: int = 8) -> Cell:
+    def overhead(self, method: Fits, concept: str, images: int = 8) -> Cell:
         """Time per picture over the plain pipeline's, calls interleaved, medians."""
         asks = few(self.world.asks(self.split), images)
         removal = method.fit(self.world.pipe, [concept])
-        plain, edited = [], []
+        plain, edited, rounds = [], [], self.counts.rounds
         for _ in range(rounds + 1):
             plain.append(self._timed(self.world.pipe, asks))
             with removal(self.world.pipe) as run:
