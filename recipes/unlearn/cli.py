@@ -170,20 +170,32 @@ def steer(
     negative: Annotated[
         bool, typer.Option("--negative/--prompts-only", help="Steer negative prompts too.")
     ] = True,
+    sae: Annotated[
+        str | None,
+        typer.Option(help="An SAE of the layer's tokens. Default: trained on the table's prompts."),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A layer of the text encoder, as 9, or text_encoder=9 for each that is read. "
+            "Default: where the published SAEs read."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Write a plan that steers the text encoder away from a concept's words (Concept Steerers).
 
-    An SAE is trained on the tokens of the table's prompts; the plan itself needs none.
+    The plan itself needs no SAE.
 
     Example: `vision-sae unlearn steer --concept object:pizza --out away/`
     """
-    from vision_sae.recipes.unlearn import commands, inputs
+    from vision_sae.recipes.unlearn import inputs, steering
 
     with show.errors():
         asked = inputs.Asked(model, concept, (), prompts)
-        commands.steer(asked, words, strength, negative, out, overwrite, json)
+        how = steering.Steering(words, strength, negative, sae, layer or ())
+        steering.steer(asked, how, out, overwrite, json)
 
 
 @app.command()

@@ -17,7 +17,6 @@ from vision_sae.model.adapter import load_adapter
 from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.apply import unlearn
 from vision_sae.recipes.unlearn.cli import EMBEDDED
-from vision_sae.recipes.unlearn.concept_steering import ConceptSteering
 from vision_sae.recipes.unlearn.draw import draw
 from vision_sae.recipes.unlearn.find import Evidence, choice_of, observe, plan_for
 from vision_sae.recipes.unlearn.inputs import (
@@ -30,8 +29,8 @@ from vision_sae.recipes.unlearn.inputs import (
     need_saes,
     prompts_of,
     saes_of,
+    tell_next,
     usual_for,
-    words_of,
 )
 from vision_sae.recipes.unlearn.measuring import tuned
 from vision_sae.recipes.unlearn.plan import DESCRIPTION, Plan
@@ -92,42 +91,7 @@ def _tell_plan(plan: Plan, seen: Evidence, out: Path, as_json: bool) -> None:
         rows.append((edit.site, int(edited.sum()), edit.mode, edit.where, named))
     show.grid(f"plan for {plan.concept}", ("site", "latents", "mode", "where", "first"), rows)
     show.table("made from", {k: v for k, v in plan.about.items() if k != "score"})
-    _tell_next(out)
-
-
-def _tell_next(out: Path) -> None:
-    show.console.print(f"{out}: draw with `vision-sae unlearn apply {out} --prompt ... --out ...`")
-
-
-# ---- steer
-
-
-def steer(
-    asked: Asked,
-    words: str | None,
-    strength: float,
-    negative: bool,
-    out: Path,
-    overwrite: bool,
-    as_json: bool,
-) -> Plan:
-    claim_new(out, DESCRIPTION, "a plan", overwrite=overwrite)
-    rows = prompts_of(asked, 1)
-    check(rows, asked.concept)
-    adapter: Any = load_adapter(asked.model)
-    adapter.pipe.set_progress_bar_config(disable=True)
-    text = words or words_of(asked)
-    found = ConceptSteering(strength, negative=negative)
-    sae = found.trained_on(adapter.pipe, sorted({row.prompt.text for row in rows}))
-    plan = found.plan(adapter, sae, asked.concept, text)
-    plan.save(out)
-    if as_json:
-        show.as_json(plan.describe())
-    else:
-        edits = [(e.component, e.layer, e.strength) for e in plan.text]
-        show.grid(f"away from {text!r}", ("encoder", "layer", "strength"), edits)
-        _tell_next(out)
-    return plan
+    tell_next(out)
 
 
 # ---- apply and show

@@ -134,5 +134,9 @@ def need_saes(plans: Sequence[Plan]) -> bool:
     return any(edit.readout is None or edit.saeuron_sign for edit in edits)
 
 
+def tell_next(out: Path) -> None:
+    show.console.print(f"{out}: draw with `vision-sae unlearn apply {out} --prompt ... --out ...`")
+
+
 def advance_of(advance: show.Advance) -> Callable[[int], None]:
     return lambda n: advance(n, "")

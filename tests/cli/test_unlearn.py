@@ -23,7 +23,7 @@ from vision_sae.errors import ConfigError
 from vision_sae.model.adapter import fingerprint, load_adapter
 from vision_sae.provenance import Provenance
 from vision_sae.recipes import unlearn as recipe
-from vision_sae.recipes.unlearn import commands, inputs, measuring, methods
+from vision_sae.recipes.unlearn import commands, inputs, measuring, methods, steering, text_layers
 from vision_sae.recipes.unlearn.draw import draw
 from vision_sae.recipes.unlearn.find import SAEURON, Choice, choice_of
 from vision_sae.recipes.unlearn.plan import Gate, Mode, Plan
@@ -249,6 +249,34 @@ def test_steer_writes_a_plan_that_apply_draws_with(
     (plain,) = (tmp_path / "drawn").glob("*-plain.png")
     edited = plain.with_name(plain.name.replace("-plain", ""))
     assert not torch.equal(picture(plain), picture(edited))
+
+
+def test_steer_with_an_sae_and_a_layer_of_ones_own(
+    tiny: Tiny, fine: Fine, refused: Refused, tmp_path: Path
+) -> None:
+    given = ["--model", tiny.model, "--prompts", tiny.table, "--concept", "object:cat"]
+    steered = ["unlearn", "steer", *given, "--layer", "text_encoder=1"]
+    pipe = load_adapter(tiny.model).pipe  # type: ignore[attr-defined]
+    width = pipe.text_encoder.config.hidden_size
+    for d, name in ((width, "fits"), (width + 1, "wide")):
+        checkpoint.save(SAE(SAEConfig.of(d, 2 * d, "topk", k=2)), tmp_path / name)
+    fine(*steered, "--sae", tmp_path / "fits", "--out", tmp_path / "plan")
+    (edit,) = Plan.load(tmp_path / "plan").text
+    sae = checkpoint.load(tmp_path / "fits")
+    wanted = text_layers.steering_vector(pipe, sae, "cat", {"text_encoder": 1})
+    assert edit.layer == 1 and torch.allclose(edit.vector, wanted, atol=1e-5)
+    wrong = refused(*steered, "--sae", tmp_path / "wide", "--out", tmp_path / "none")
+    assert f"reads width {width + 1}" in wrong
+    assert "layer 9 was asked" in refused(*steered[:-1], "9", "--out", tmp_path / "none")
+
+
+def test_layers_are_numbers_or_named() -> None:
+    assert steering.layers_from([]) is None and steering.layers_from(["9"]) == 9
+    pair = steering.layers_from(["text_encoder=9", "text_encoder_2=28"])
+    assert pair == {"text_encoder": 9, "text_encoder_2": 28}
+    for wrong in (["nine"], ["9", "10"], ["a=1", "a=2"], ["a=1", "9"]):
+        with pytest.raises(ConfigError, match=f"--layer takes a number.*got {' '.join(wrong)}"):
+            steering.layers_from(wrong)
 
 
 # ---- apply and show
