@@ -1,14 +1,14 @@
 """The analysis as a page: what was asked, the plot, and a table."""
 
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vision_sae.errors import claim_folder, require
+from vision_sae.errors import claim_folder
 from vision_sae.files import write_bytes, write_json
 from vision_sae.recipes.bias.analysis import Bias
 from vision_sae.recipes.bias.picture import draw_bias
+from vision_sae.report.html import render
 
 
 def as_data(found: Bias) -> dict[str, Any]:
@@ -23,10 +23,8 @@ def write_page(found: Bias, out: Path | str, *, overwrite: bool = False) -> Path
     A page that is there is replaced. Raises OutputExists where the folder holds something else.
     """
     out = claim_folder(Path(out), "index.html", overwrite=overwrite)
-    environment = require("jinja2", "report").Environment(autoescape=True, trim_blocks=True)
-    template = resources.files(__package__) / "templates" / "bias.html"
     plot = draw_bias(found)
-    page = environment.from_string(template.read_text(encoding="utf-8")).render(b=found, plot=plot)
+    page = render(__package__, "bias.html", b=found, plot=plot)
     write_bytes(out / "bias.svg", plot.encode())
     write_json(out / "bias.json", as_data(found))
     write_bytes(out / "index.html", page.encode())

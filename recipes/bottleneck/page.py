@@ -1,14 +1,13 @@
 """A page that shows why a bottleneck decides as it does, on which concepts can be switched off."""
 
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vision_sae.data import ImageSource
-from vision_sae.errors import DataError, claim_folder, require
+from vision_sae.errors import DataError, claim_folder
 from vision_sae.files import write_bytes
 from vision_sae.model.adapter import Adapter
 from vision_sae.recipes.bottleneck.concepts import Concepts, Reader
@@ -180,23 +179,17 @@ def _rows(cbm: Bottleneck, found: Concepts, Y: Any) -> list[list[Any]]:
 
 
 def _html(cbm: Bottleneck, found: Concepts, numbers: dict[str, Any]) -> str:
-    environment = require("jinja2", "report").Environment(autoescape=True, trim_blocks=True)
-    mine, theirs = (resources.files(package) / "templates" for package in (__package__, REPORT))
-    scripts = [(theirs / f"{name}.js").read_text("utf-8") for name in SCRIPTS]
-    page: str = environment.from_string((mine / "page.html").read_text("utf-8")).render(
+    return render(
+        __package__,
+        "page.html",
         title=_title(cbm),
         provenance=_provenance(cbm, found),
         numbers={
             name: show(value) if isinstance(value, (int, float)) else value
             for name, value in numbers.items()
         },
-        style=(theirs / "style.css").read_text("utf-8") + (mine / "page.css").read_text("utf-8"),
-        script="\n".join([*scripts, (mine / "page.js").read_text("utf-8")]),
+        scripts=[f"{name}.js" for name in (*SCRIPTS, "page")],
     )
-    return page
-
-
-REPORT = "vision_sae.report"
 
 
 def _title(cbm: Bottleneck) -> str:

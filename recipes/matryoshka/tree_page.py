@@ -1,11 +1,10 @@
 """The hierarchy as a page: coarse latents first, each opening on the finer ones below it."""
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vision_sae.errors import claim_folder, require
+from vision_sae.errors import claim_folder
 from vision_sae.files import write_bytes
 from vision_sae.jobs.pictures import pictures
 from vision_sae.measures.latents import ImageCodes
@@ -14,6 +13,7 @@ from vision_sae.naming import Name
 from vision_sae.recipes.matryoshka.hierarchy import Hierarchy
 from vision_sae.report.files import remove_stale
 from vision_sae.report.gather import thumbnail
+from vision_sae.report.html import render
 from vision_sae.report.sprites import Sprites, write_sprites
 from vision_sae.store import Store
 
@@ -82,10 +82,10 @@ def _html(
     sprites: Sprites,
     numbers: Mapping[str, str],
 ) -> str:
-    environment = require("jinja2", "report").Environment(autoescape=True, trim_blocks=True)
-    template = resources.files(__package__) / "templates" / "tree.html"
     roots = [i for i in tree.roots if i in nodes]
-    page: str = environment.from_string(template.read_text(encoding="utf-8")).render(
+    return render(
+        __package__,
+        "tree.html",
         nodes=nodes,
         place=place,
         size=sprites.size,
@@ -95,4 +95,3 @@ def _html(
         bounds=tree.bounds,
         links=len(tree.links),
     )
-    return page

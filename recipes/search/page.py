@@ -1,11 +1,10 @@
 """What was found as a page: the query, its nearest images, and the concepts that say why."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vision_sae.errors import claim_folder, require
+from vision_sae.errors import claim_folder
 from vision_sae.files import write_bytes, write_json
 from vision_sae.jobs.pictures import pictures
 from vision_sae.model.adapter import Adapter
@@ -13,6 +12,7 @@ from vision_sae.naming import Name
 from vision_sae.recipes.search.query import Hit, Query
 from vision_sae.report.files import remove_stale
 from vision_sae.report.gather import thumbnail
+from vision_sae.report.html import render
 from vision_sae.report.sprites import write_sprites
 from vision_sae.store import Store
 
@@ -44,7 +44,9 @@ def write_hits(
     sprites = write_sprites(thumbnails, out / "sprites")
     shown = {i: _picture(store, i, sprites.place(n)) for n, i in enumerate(wanted)}
     known = names or {}
-    page = _html(
+    page = render(
+        __package__,
+        "hits.html",
         asked=asked,
         size=sprites.size,
         images=len(store.keys),
@@ -82,10 +84,3 @@ def _card(hit: Hit, picture: dict[str, Any], names: Mapping[int, Name]) -> dict[
 def said(latent: int, names: Mapping[int, Name]) -> str:
     """A latent's name, or its number."""
     return names[latent].name if latent in names else str(latent)
-
-
-def _html(**shown: Any) -> str:
-    environment = require("jinja2", "report").Environment(autoescape=True, trim_blocks=True)
-    template = resources.files(__package__) / "templates" / "hits.html"
-    page: str = environment.from_string(template.read_text(encoding="utf-8")).render(**shown)
-    return page

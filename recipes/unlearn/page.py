@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import require
 from vision_sae.recipes.unlearn.plan import Plan, SiteEdit, TextEdit
+from vision_sae.report.html import render
 
 Labels = Sequence[Mapping[str, str]]
 Verdict = tuple[dict[str, str], dict[str, str]]  # what a plain and an edited picture show
@@ -49,6 +49,7 @@ def page(
     ]
     side = max(pairs[0].plain.shape[1:])
     return render(
+        __package__,
         "show.html",
         concepts=concepts,
         plans=[{"plan": plan, "edits": _all_facts(plan)} for plan in plans],
@@ -181,17 +182,3 @@ def data_uri(picture: Float[Tensor, "3 h w"]) -> str:
     small = max(image.size) <= 128
     image.save(data, "WEBP", lossless=small, quality=80 if small else 90)
     return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def render(name: str, **given: Any) -> str:
-    """One of this recipe's pages. Raises MissingExtra without jinja2."""
-    jinja = require("jinja2", "report")
-    folder = resources.files("vision_sae.recipes.unlearn") / "templates"
-    environment = jinja.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja.StrictUndefined
-    )
-    style = (folder / "style.css").read_text(encoding="utf-8")
-    page: str = environment.from_string((folder / name).read_text(encoding="utf-8")).render(
-        style=style, **given
-    )
-    return page

@@ -8,8 +8,8 @@ from typing import Any
 
 from vision_sae.errors import ConfigError, UnknownName
 from vision_sae.files import write_bytes, write_json
-from vision_sae.recipes.unlearn.page import render
 from vision_sae.recipes.unlearn.plan import Plan
+from vision_sae.report.html import render
 
 Window = tuple[int, int]  # timesteps, both included
 MakePlan = Callable[[str, Window], Plan]
@@ -70,7 +70,7 @@ class Table:
         """
         out = Path(out) if Path(out).suffix in (".html", ".htm") else Path(out) / "index.html"
         maps = [(measure, heatmap(self, measure)) for measure in self.measures]
-        html = render("sweep.html", title=title, maps=maps, table=self)
+        html = render(__package__, "sweep.html", title=title, maps=maps, table=self)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out.with_suffix(".json"), [_finite(row) for row in self.rows()])
         write_bytes(out, html.encode())

@@ -1,14 +1,14 @@
 """Write a report: a page that opens from disk, with no server and no network."""
 
 import math
-from importlib import resources
 from pathlib import Path
 
-from vision_sae.errors import DataError, require
+from vision_sae.errors import DataError
 from vision_sae.files import write_bytes
 from vision_sae.report import payload
 from vision_sae.report.facts import ReportFacts
 from vision_sae.report.files import remove_stale, write_script
+from vision_sae.report.html import render
 from vision_sae.report.sprites import write_sprites
 
 SCRIPTS = ("dom", "plots", "overview", "pictures", "map", "list", "latent", "main")  # in this order
@@ -55,20 +55,15 @@ def _check_images(facts: ReportFacts) -> None:
 
 
 def _html(facts: ReportFacts) -> str:
-    environment = require("jinja2", "report").Environment(autoescape=True, trim_blocks=True)
-    page: str = environment.from_string(_template("page.html")).render(
+    return render(
+        __package__,
+        "page.html",
         title=facts.title,
         provenance=facts.provenance,
         numbers={name: show(value) for name, value in facts.numbers.items()},
         latents=len(facts.latents),
-        style=_template("style.css"),
-        script="\n".join(_template(f"{name}.js") for name in SCRIPTS),
+        scripts=[f"{name}.js" for name in SCRIPTS],
     )
-    return page
-
-
-def _template(name: str) -> str:
-    return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 
 def show(value: float) -> str:

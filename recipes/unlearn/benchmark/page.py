@@ -1,13 +1,13 @@
 """The results as a page: tables, and pictures before and after for each method and concept."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vision_sae.errors import DataError, require
+from vision_sae.errors import DataError
 from vision_sae.files import write_bytes
 from vision_sae.recipes.unlearn.benchmark.tables import tables
+from vision_sae.report.html import render
 
 
 def write_page(
@@ -21,15 +21,10 @@ def write_page(
     if not cells:
         raise DataError("there are no results to show; run the benchmark first")
     out = Path(out) if Path(out).suffix in (".html", ".htm") else Path(out) / "index.html"
-    jinja = require("jinja2", "report")
-    environment = jinja.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja.StrictUndefined
-    )
-    own = resources.files(__package__) / "templates" / "page.html"
-    style = resources.files("vision_sae.recipes.unlearn") / "templates" / "style.css"
-    html = environment.from_string(own.read_text(encoding="utf-8")).render(
-        title=title, style=style.read_text(encoding="utf-8"), tables=tables(cells),
-        concepts=_by_concept(cells), settings=cells[0]["settings"],
+    html = render(
+        __package__, "page.html",
+        title=title, tables=tables(cells), concepts=_by_concept(cells),
+        settings=cells[0]["settings"],
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, html.encode())
