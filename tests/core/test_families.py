@@ -219,7 +219,8 @@ def slow_penalty(sae: SAE, z: Tensor, f: Tensor, goal: Tensor) -> Tensor | float
             theta = sae.thresholds
             step = (z > theta).to(z.dtype) - kernel_of(sae, z) * (theta - theta.detach())
             l0 = step.sum() / n
-            l0 = l0 if family.mode == "step" else (l0 / family.target - 1) ** 2
+            if family.mode == "target":
+                l0 = sae.config.width_out * (l0 / family.target - 1) ** 2
             return family.coefficient * l0
     return 0.0
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vision_sae import checkpoint
 from vision_sae.errors import CheckpointError, ConfigError, DataError
+from vision_sae.families.jumprelu import JumpReLU
 from vision_sae.measures import metrics
 from vision_sae.measures.metrics import evaluate
 from vision_sae.sae import SAE, SAEConfig
@@ -228,6 +229,32 @@ def test_training_finds_the_planted_directions(family: str, options: dict[str, A
     found = (torch.nn.functional.normalize(sae.W_dec.detach(), dim=1) @ directions.T).max(0).values
     assert (found > 0.9).float().mean() > 0.8
     assert evaluate(sae, x.split(512)).fvu < 0.25
+
+
+@pytest.mark.parametrize("target", [1.0, 3.0])
+def test_jumprelu_starts_at_its_target_and_stays_there(target: float) -> None:
+    x, _ = planted()
+    sae = small_sae("jumprelu", mode="target", target=target)
+    trainer = Trainer(sae, MemoryStore(x), TrainConfig(steps=600, batch_size=256, lr=3e-3))
+    trainer.start()
+    treated = trainer.inputs.apply(x)
+    active = sae.pre_activations(treated) > sae.thresholds
+    s = sae.config.s  # each latent fires on its share of the rows
+    assert float(active.float().mean(0).sub(target / s).abs().max()) <= 2 / len(x)
+    trained = train(sae, MemoryStore(x), trainer.config)
+    assert evaluate(trained, [x]).l0 == pytest.approx(target, rel=0.2)
+
+
+def test_only_the_target_mode_learns_thresholds_from_rows_and_faster() -> None:
+    x, _ = planted()
+    for mode, rate in (("step", 1.0), ("tanh", 1.0), ("target", 4.0)):
+        trainer = Trainer(small_sae("jumprelu", mode=mode), MemoryStore(x), short())
+        trainer.start()
+        assert bool((trainer.sae.thresholds == 0.03).all()) == (mode != "target")
+        names = [name for name, _ in trainer.sae.named_parameters()]
+        rates = {n: g["rate"] for n, g in zip(names, trainer.optimizer.param_groups, strict=True)}
+        assert (rates["thresholds"], rates["W_enc"], rates["b_enc"]) == (rate, 1.0, 1.0)
+    assert JumpReLU(threshold_rate=16.0).rates() == {"b_enc": 1.0, "thresholds": 16.0}
 
 
 def test_training_returns_the_datas_units() -> None:

@@ -54,6 +54,13 @@ class Family(Frozen):
     def attach(self, sae: "SAE") -> None:
         """Register the family's own parameters and buffers."""
 
+    def begin(self, sae: "SAE", x: Float[Tensor, "n d"]) -> None:
+        """Set on rows, before the first step, what should fit the data."""
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates over that of the weights, by parameter."""
+        return {"b_enc": self.bias_rate}
+
     def check(self, s: int) -> str | None:
         """What is wrong with these settings for s latents, in words."""
         return None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vision_sae.sae import SAE
 
 Kernel = Callable[[Tensor], Tensor]
+SAMPLE, TILE = 2**13, 2**10  # rows that first thresholds are found on; latents at a time
 
 # name -> (half of the support, K); each integrates to 1
 KERNELS: dict[str, tuple[float, Kernel]] = {
@@ -46,9 +48,12 @@ class JumpReLU(Family):
 
     step: coefficient * L0 (arXiv 2407.14435, eq. 9). tanh: coefficient * sum tanh(c f n)
     (Anthropic, January 2025: coefficient 5, start 0.1, bandwidth 2, and `to_input`, which lets the
-    kernel's gradient reach z too). target: coefficient * (L0 / target - 1)^2. Widths and
-    coefficients are in units of inputs of mean norm sqrt(d). Thresholds are learnt as they are and
-    atoms are free by default: with their logarithms or unit atoms far fewer features are found.
+    kernel's gradient reach z too). target: coefficient * d * (L0 / target - 1)^2 (about d is the
+    squared error of a mean), each latent starting active on target / s of the rows, `start` being
+    for the others. Widths and coefficients are in units of inputs of mean norm sqrt(d). Thresholds
+    are learnt as they are and atoms are free by default: with their logarithms or unit atoms far
+    fewer features are found. `threshold_rate`: the thresholds' learning rate over that of the
+    weights, 4 in the target mode and 1 in the others; short runs reach their target at 16.
     """
 
     kind: Literal["jumprelu"] = "jumprelu"
@@ -57,6 +62,7 @@ class JumpReLU(Family):
     target: float = Field(20.0, gt=0)  # L0, of the target mode
     c: float = Field(4.0, gt=0)  # of the tanh mode
     start: float = Field(0.03, gt=0)  # first threshold
+    threshold_rate: float | None = Field(None, gt=0)
     bandwidth: float = Field(0.14, gt=0)  # eps
     kernel: KernelName = "rectangle"  # the shape of the jump's derivative
     to_input: bool = False
@@ -67,6 +73,19 @@ class JumpReLU(Family):
 
     def attach(self, sae: "SAE") -> None:
         sae.thresholds = nn.Parameter(torch.full((sae.config.s,), self.start))
+
+    def begin(self, sae: "SAE", x: Float[Tensor, "n d"]) -> None:
+        if self.mode != "target":
+            return
+        rows, s = sae.read(x[:SAMPLE]), sae.group.latents.total(sae.config.s)
+        few = min(len(rows), max(1, round(len(rows) * self.target / s)))
+        parts = zip(sae.W_enc.split(TILE), sae.b_enc.split(TILE), strict=True)
+        least = [F.linear(rows, W, b).topk(few, 0).values[-1] for W, b in parts]
+        sae.thresholds.copy_(torch.cat(least).clamp(min=0))
+
+    def rates(self) -> dict[str, float]:
+        usual = 4.0 if self.mode == "target" else 1.0
+        return {**super().rates(), "thresholds": self.threshold_rate or usual}
 
     def floor(self, sae: "SAE") -> Float[Tensor, " s"]:
         """Thresholds, at least 0; the gradient passes where they are held there."""
@@ -107,7 +126,7 @@ class JumpReLU(Family):
             return self.coefficient * l0
         share = p.share()  # a piece stands for the batch
         miss = (p.whole_batch(l0) / share / self.target - 1).square()
-        return p.group.part_of(self.coefficient * share * miss)
+        return p.group.part_of(self.coefficient * p.sae.config.width_out * share * miss)
 
 
 def _kernel(z: Tensor, theta: Tensor, eps: float, kernel: str) -> Tensor:

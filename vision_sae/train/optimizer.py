@@ -17,9 +17,11 @@ def optimizer_of(config: TrainConfig, sae: SAE) -> torch.optim.Optimizer:
 
     Each parameter is a group of its own, whose `rate` multiplies the learning rate.
     """
-    rate = config.bias_rate or sae.config.sparsity.bias_rate
+    rates = sae.config.sparsity.rates()
+    if config.bias_rate:
+        rates["b_enc"] = config.bias_rate
     groups: list[dict[str, Any]] = [
-        {"params": [parameter], "rate": rate if name == "b_enc" else 1.0}
+        {"params": [parameter], "rate": rates.get(name, 1.0)}
         for name, parameter in sae.named_parameters()
     ]
     if config.optimizer == "rows":

@@ -27,6 +27,7 @@ def begin_fresh(sae: SAE, source: Source, config: TrainConfig) -> Inputs:
     sae.b_dec.copy_(treated(middle))
     if sae.config.dictionary:
         _place_archetypes(sae, inputs.apply(x), config.seed)
+    sae.config.sparsity.begin(sae, inputs.apply(x))
     return inputs
 
 

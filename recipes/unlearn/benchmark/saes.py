@@ -1,5 +1,7 @@
 """SAEs of emoji-diffusion of any seed, trained as the embedded ones of seed 0 were."""
 
+import csv
+import io
 import random
 import shutil
 from collections.abc import Callable, Mapping
@@ -71,5 +73,8 @@ def _table() -> str:
     pairs = [(o, s) for o in OBJECTS for s in ("", *STYLES)]
     found = [text for o, s in pairs for text in texts(o, s, PER_PAIR, chance)]
     chance.shuffle(found)
-    lines = [f"{text},{FIRST_SEED + i}" for i, text in enumerate(found)]
-    return "\n".join(["prompt,seed", *lines]) + "\n"
+    table = io.StringIO()
+    lines = csv.writer(table, lineterminator="\n")  # some prompts hold a comma
+    lines.writerow(("prompt", "seed"))
+    lines.writerows((text, FIRST_SEED + i) for i, text in enumerate(found))
+    return table.getvalue()
