@@ -20,9 +20,10 @@ pytest.importorskip("transformers")
 sys.path.append(str(Path(__file__).parents[1] / "adapters"))
 import diffusers_models as tiny
 
+from vision_sae.data.prompts import PromptSource
 from vision_sae.errors import ConfigError, DataError, UnknownName
 from vision_sae.model.hooks import edit
-from vision_sae.recipes.unlearn.benchmark import adversary, tables, text, write_page
+from vision_sae.recipes.unlearn.benchmark import adversary, saes, tables, text, write_page
 from vision_sae.recipes.unlearn.benchmark.draw import Plain, draw_asks
 from vision_sae.recipes.unlearn.benchmark.run import Counts, Plans, nested, run
 from vision_sae.recipes.unlearn.benchmark.tables import markdown, took
@@ -278,6 +279,14 @@ def test_a_pipeline_of_another_kind_is_refused() -> None:
 
 
 # ---- the run
+
+
+def test_the_prompts_of_further_saes_are_a_table_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_text(saes.prompts_table())
+    rows = [item.about for item in PromptSource(str(tmp_path / "prompts.csv"))]
+    asked = {str(row["prompt"]) for row in rows}
+    assert len(rows) == 20 * 9 * saes.PER_PAIR and any("," in text for text in asked)
+    assert len({row["seed"] for row in rows}) == len(rows)
 
 
 def test_a_run_measures_resumes_and_reports(world: World, tmp_path: Path) -> None:

@@ -59,13 +59,13 @@ def _stores(folder: Path) -> dict[str, Store]:
 
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "prompts.csv"
-    write_bytes(table, _table().encode())
+    write_bytes(table, prompts_table().encode())
     model, source = emoji_diffusion(), PromptSource(str(table))
     extract_to(model, source, list(SITES), folder / "stores", dtype="float16")
     return {site: Store(folder / "stores" / folder_of(site)) for site in SITES}
 
 
-def _table() -> str:
+def prompts_table() -> str:
     """Every pair in many words, in one seeded order."""
     from vision_sae.assets.vocabulary import OBJECTS, STYLES, texts
 
