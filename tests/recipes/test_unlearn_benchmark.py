@@ -283,7 +283,7 @@ def test_a_pipeline_of_another_kind_is_refused() -> None:
 
 def test_the_prompts_of_further_saes_are_a_table_that_is_read(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text(saes.prompts_table())
-    rows = [item.about for item in PromptSource(str(tmp_path / "prompts.csv"))]
+    rows = [item.about for item in PromptSource(str(tmp_path / "prompts.csv")).items()]
     asked = {str(row["prompt"]) for row in rows}
     assert len(rows) == 20 * 9 * saes.PER_PAIR and any("," in text for text in asked)
     assert len({row["seed"] for row in rows}) == len(rows)
