@@ -4,6 +4,7 @@ known sizes.
 python benchmarks/cost.py              # a few minutes; the SD 1.5 U-Net takes 4 GB
 """
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -122,6 +123,9 @@ def cost(job: Job, forward: float) -> dict[str, Any]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rows = [cost(IMAGENET, vit()), cost(SD, unet())]
     for row in rows:
         print(
