@@ -7,7 +7,7 @@
         image = pipe("a pizza in neon style").images[0]
 
 Several functions have the name of their file (`find`, `show`, `assign`): what is not listed here
-comes from the file, as in `from vision_sae.recipes.unlearn.find import nearest`.
+comes from the file, as in `from vision_sae.recipes.unlearn.evidence import nearest`.
 """
 
 from vision_sae.recipes.unlearn.apply import removal_of, unlearn

@@ -16,9 +16,11 @@ from vision_sae.files import write_bytes, write_json
 from vision_sae.model.adapter import load_adapter
 from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.apply import unlearn
+from vision_sae.recipes.unlearn.choice import choice_of
 from vision_sae.recipes.unlearn.cli import EMBEDDED
 from vision_sae.recipes.unlearn.draw import draw
-from vision_sae.recipes.unlearn.find import Evidence, choice_of, observe, plan_for
+from vision_sae.recipes.unlearn.evidence import Evidence, observe
+from vision_sae.recipes.unlearn.find import plan_for
 from vision_sae.recipes.unlearn.inputs import (
     Asked,
     advance_of,

@@ -4,170 +4,25 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vision_sae.errors import ConfigError, DataError, UnknownName
+from vision_sae.errors import ConfigError
 from vision_sae.model.adapter import fingerprint
 from vision_sae.recipes.unlearn import detect
-from vision_sae.recipes.unlearn.plan import (
-    Half,
-    Mode,
-    Plan,
-    Reads,
-    SiteEdit,
-    one_of,
-    sample_of,
-    schedule_of,
-)
-from vision_sae.recipes.unlearn.prompts import Labelled, check, concepts_of, holds, parse
+from vision_sae.recipes.unlearn.choice import Choice, choice_of
+from vision_sae.recipes.unlearn.evidence import Evidence, nearest, observe
+from vision_sae.recipes.unlearn.plan import Plan, SiteEdit
+from vision_sae.recipes.unlearn.prompts import Labelled, check, holds
 from vision_sae.recipes.unlearn.readout import Readout
 from vision_sae.recipes.unlearn.scores import SCORES
-from vision_sae.recipes.unlearn.statistics import (
-    Contrast,
-    Statistics,
-    Tell,
-    collect,
-    pooled,
-    times_sampled,
-)
+from vision_sae.recipes.unlearn.statistics import Contrast, Tell
 from vision_sae.recipes.unlearn.transport import Transport, learn, pairs_of
 from vision_sae.sae import SAE
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How latents are chosen and what is done to them.
-
-    `count` latents by `score` (a name in `scores.SCORES`), or those above the
-    `percentile` of all scores; over the mean of the timesteps, or at each (`per_step`). The gate of
-    `where="image"` reads `detectors` latents. `towards` is another concept ("style:plain", or
-    "nearest" of the same factor) that the scores compare with and whose means "replace" puts in the
-    place; without it all others. "transport" needs it, and learns a map from codes or from
-    activations (`reads`), in `rounds` (see transport.py). `mode`, `where`, `multiplier`, `half`,
-    `window`: see SiteEdit. Raises ConfigError, UnknownName.
-    """
-
-    score: str = "shift"
-    count: int = 64
-    percentile: float | None = None
-    per_step: bool = False
-    detectors: int = 48
-    towards: str | None = None
-    mode: str = "replace"
-    where: str = "image"
-    strength: float = 1.0
-    multiplier: float = -1.0
-    half: str = "cond"
-    window: tuple[int, int] = (0, 10**6)
-    saeuron_sign: bool = False
-    reads: str = "codes"
-    rounds: int = 2
-
-    def __post_init__(self) -> None:
-        if self.score not in SCORES:
-            raise UnknownName("score", self.score, SCORES)
-        for what, allowed in (("mode", Mode), ("half", Half), ("reads", Reads)):
-            one_of(what, getattr(self, what), get_args(allowed))
-        if min(self.count, self.detectors, self.rounds) < 1:
-            raise ConfigError(
-                "count, detectors and rounds must be at least 1; got "
-                f"{self.count}, {self.detectors}, {self.rounds}"
-            )
-        if self.percentile is not None and not 0 <= self.percentile < 100:
-            raise ConfigError(f"percentile must be from 0 to below 100; got {self.percentile}")
-        if self.mode == "transport" and self.towards is None:
-            raise ConfigError(
-                "mode 'transport' leads to another concept: give towards=, or towards='nearest'"
-            )
-
-
-# what did best on emoji-diffusion's validation pictures (docs/unlearn.md)
-BEST = Choice(mode="transport", towards="nearest", count=200, detectors=96, strength=1.1)
-# the published code: both halves, one latent above the 99.999th percentile at each step, -1 * mean
-SAEURON = Choice(
-    score="saeuron", percentile=99.999, per_step=True, mode="multiple", where="threshold",
-    half="both", saeuron_sign=True,
-)  # fmt: skip
-COMPAT = {"saeuron": SAEURON}
-
-
-def choice_of(
-    settings: Mapping[str, Any], compat: str | None = None, base: Choice = BEST
-) -> Choice:
-    """Settings over the published ones of `compat`, or over `base` where the mode is its own.
-
-    Raises UnknownName for what `compat` does not know, and what Choice raises.
-    """
-    if compat is not None and compat not in COMPAT:
-        raise UnknownName("compat", compat, COMPAT)
-    usual = COMPAT[compat] if compat else base
-    if settings.get("mode", usual.mode) != usual.mode:
-        usual = Choice()
-    return replace(usual, **settings)
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """All that plans are made from: statistics of every latent, and codes of the candidates."""
-
-    model: str
-    weights: Float[Tensor, " samples"]
-    schedule: Mapping[str, Any]
-    saes: Mapping[str, SAE]
-    prompts: Sequence[Labelled]
-    statistics: Mapping[str, Statistics]
-    candidates: Mapping[str, Int[Tensor, " m"]]
-    codes: Mapping[str, Float[Tensor, "n T m"]]
-    adapter: Any = None  # "transport" samples once more
-    batch_size: int = 64
-
-
-def observe(
-    adapter: Any,
-    saes: Mapping[str, SAE],
-    prompts: Sequence[Labelled],
-    concepts: Sequence[str],
-    *,
-    candidates: int = 48,
-    batch_size: int = 64,
-    tell: Tell = lambda prompts: None,
-) -> Evidence:
-    """Sample the prompts: statistics, and the codes of each concept's best candidates.
-
-    In one pass where the codes of all latents fit in memory, in two otherwise (`times_sampled`);
-    `tell` is told of each pass. Raises UnknownName for a concept with no prompts, DataError for
-    one with no others.
-    """
-    for concept in concepts:
-        check(prompts, concept)
-    kept: dict[str, list[Tensor]] = {}
-    once = times_sampled(adapter, saes, prompts) == 1
-    found = collect(
-        adapter, saes, prompts, batch_size=batch_size, kept=kept if once else None, tell=tell
-    )
-    best = {
-        site: torch.cat([_top(s.contrast(c), saes[site], candidates) for c in concepts]).unique()
-        for site, s in found.items()
-    }
-    if once:
-        codes = {site: torch.cat([c[..., best[site]] for c in kept.pop(site)]) for site in found}
-    else:
-        codes = pooled(adapter, saes, prompts, best, batch_size=batch_size, tell=tell)
-    return Evidence(
-        adapter.name, sample_of(adapter.model), schedule_of(adapter.pipe), dict(saes),
-        prompts, found, best, codes, adapter, batch_size,
-    )  # fmt: skip
-
-
-def _top(contrast: Contrast, sae: SAE, count: int) -> Int[Tensor, " m"]:
-    """By the size of "difference", averaged over timesteps."""
-    sizes = SCORES["difference"](contrast, sae.W_dec.detach()).abs().mean(0)
-    return sizes.topk(min(count, len(sizes))).indices.sort().values
 
 
 def find(
@@ -196,7 +51,7 @@ def find(
 def plan_for(
     evidence: Evidence,
     concept: str,
-    choice: Choice = Choice(),
+    choice: Choice | None = None,
     *,
     latents: Mapping[str, Sequence[int]] | None = None,
     tell: Tell = lambda pairs: None,
@@ -208,7 +63,7 @@ def plan_for(
     ConfigError for latents that are not there.
     """
     check(evidence.prompts, concept)
-    given = _checked(evidence, latents)
+    choice, given = choice or Choice(), _checked(evidence, latents)
     if choice.towards == "nearest":
         choice = replace(choice, towards=nearest(evidence, concept))
     chosen = {site: _chosen(evidence, site, concept, choice, given) for site in evidence.saes}
@@ -222,24 +77,6 @@ def plan_for(
     about = _about(evidence, concept, choice)
     about |= {f"explained at {site}": round(each.explained, 3) for site, each in learnt.items()}
     return Plan(concept, tuple(edits), evidence.model, evidence.weights, evidence.schedule, about)
-
-
-def nearest(evidence: Evidence, concept: str, avoid: Sequence[str] = ()) -> str:
-    """The concept of the same factor whose mean codes are nearest, summed over sites.
-
-    `avoid` is never chosen. Raises DataError when there is no other.
-    """
-    factor, _ = parse(concept)
-    others = [c for c in concepts_of(evidence.prompts) if parse(c)[0] == factor]
-    others = [c for c in others if c not in (concept, *avoid)]
-    if not others:
-        raise DataError(f"the prompts ask for no {factor} that could stand in for {concept}")
-    return min(others, key=lambda other: _apart(evidence, concept, other))
-
-
-def _apart(evidence: Evidence, concept: str, other: str) -> float:
-    found = [s.contrast(concept, other) for s in evidence.statistics.values()]
-    return sum(float((c.mean - c.other).square().sum()) for c in found)
 
 
 def _about(evidence: Evidence, concept: str, choice: Choice) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from vision_sae.jobs.loading import load_sae
 from vision_sae.model.adapter import TextImageAdapter, fingerprint, load_adapter
 from vision_sae.recipes.unlearn import methods
 from vision_sae.recipes.unlearn.baselines.words import VocabularyWords
+from vision_sae.recipes.unlearn.choice import BEST, Choice
 from vision_sae.recipes.unlearn.cli import EMBEDDED
-from vision_sae.recipes.unlearn.find import BEST, Choice
 from vision_sae.recipes.unlearn.judging import ZeroShot
 from vision_sae.recipes.unlearn.plan import Plan
 from vision_sae.recipes.unlearn.prompts import Labelled, parse, read

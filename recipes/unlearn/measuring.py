@@ -15,8 +15,10 @@ from vision_sae.recipes.unlearn.apply import removal_of
 from vision_sae.recipes.unlearn.benchmark.main import evaluate as run_benchmark
 from vision_sae.recipes.unlearn.benchmark.tables import text as as_text
 from vision_sae.recipes.unlearn.benchmark.tables import without_sheets
+from vision_sae.recipes.unlearn.choice import Choice
 from vision_sae.recipes.unlearn.cli import EMBEDDED
-from vision_sae.recipes.unlearn.find import Choice, Evidence, observe, plan_for
+from vision_sae.recipes.unlearn.evidence import Evidence, observe
+from vision_sae.recipes.unlearn.find import plan_for
 from vision_sae.recipes.unlearn.inputs import (
     Asked,
     advance_of,

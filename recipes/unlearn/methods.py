@@ -7,15 +7,9 @@ from typing import Any
 
 from vision_sae.recipes.unlearn.apply import removal_of
 from vision_sae.recipes.unlearn.assign import Assigned, assign
-from vision_sae.recipes.unlearn.find import (
-    BEST,
-    SAEURON,
-    Choice,
-    Evidence,
-    nearest,
-    observe,
-    plan_for,
-)
+from vision_sae.recipes.unlearn.choice import BEST, SAEURON, Choice
+from vision_sae.recipes.unlearn.evidence import Evidence, nearest, observe
+from vision_sae.recipes.unlearn.find import plan_for
 from vision_sae.recipes.unlearn.labelled import labelled_rows
 from vision_sae.recipes.unlearn.plan import Plan
 from vision_sae.recipes.unlearn.prompts import Labelled

@@ -6,7 +6,9 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from vision_sae.errors import ConfigError, UnknownName
-from vision_sae.recipes.unlearn.find import Choice, Evidence, plan_for
+from vision_sae.recipes.unlearn.choice import Choice
+from vision_sae.recipes.unlearn.evidence import Evidence
+from vision_sae.recipes.unlearn.find import plan_for
 from vision_sae.recipes.unlearn.plan import Plan
 
 Measure = Callable[[Plan], float]

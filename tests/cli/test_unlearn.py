@@ -24,8 +24,8 @@ from vision_sae.model.adapter import fingerprint, load_adapter
 from vision_sae.provenance import Provenance
 from vision_sae.recipes import unlearn as recipe
 from vision_sae.recipes.unlearn import commands, inputs, measuring, methods, steering, text_layers
+from vision_sae.recipes.unlearn.choice import SAEURON, Choice, choice_of
 from vision_sae.recipes.unlearn.draw import draw
-from vision_sae.recipes.unlearn.find import SAEURON, Choice, choice_of
 from vision_sae.recipes.unlearn.plan import Gate, Mode, Plan
 from vision_sae.recipes.unlearn.scores import SCORES
 from vision_sae.sae import SAE, SAEConfig

@@ -13,15 +13,9 @@ from torch import Tensor
 from vision_sae.data.prompts import Prompt
 from vision_sae.errors import ConfigError, DataError, UnknownName
 from vision_sae.recipes.unlearn import statistics
-from vision_sae.recipes.unlearn.find import (
-    Choice,
-    Evidence,
-    chosen_latents,
-    find,
-    nearest,
-    observe,
-    plan_for,
-)
+from vision_sae.recipes.unlearn.choice import Choice
+from vision_sae.recipes.unlearn.evidence import Evidence, nearest, observe
+from vision_sae.recipes.unlearn.find import chosen_latents, find, plan_for
 from vision_sae.recipes.unlearn.labelled import LabelledRows, labelled_rows
 from vision_sae.recipes.unlearn.prompts import Labelled
 from vision_sae.recipes.unlearn.scores import SCORES

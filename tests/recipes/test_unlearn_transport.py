@@ -17,7 +17,9 @@ from vision_sae.errors import ConfigError, DataError
 from vision_sae.model.hooks import capture
 from vision_sae.recipes.unlearn import change, transport
 from vision_sae.recipes.unlearn.apply import unlearn
-from vision_sae.recipes.unlearn.find import Choice, Evidence, nearest, observe, plan_for
+from vision_sae.recipes.unlearn.choice import Choice
+from vision_sae.recipes.unlearn.evidence import Evidence, nearest, observe
+from vision_sae.recipes.unlearn.find import plan_for
 from vision_sae.recipes.unlearn.plan import Plan
 from vision_sae.recipes.unlearn.prompts import Labelled
 from vision_sae.recipes.unlearn.transport import Pair, learn, pairs_of

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from vision_sae.errors import ConfigError, UnknownName
-from vision_sae.recipes.unlearn.find import Choice, Evidence, observe
+from vision_sae.recipes.unlearn.choice import Choice
+from vision_sae.recipes.unlearn.evidence import Evidence, observe
 from vision_sae.recipes.unlearn.plan import Plan
 from vision_sae.recipes.unlearn.prompts import Labelled
 from vision_sae.recipes.unlearn.tune import Tried, tune
