@@ -130,8 +130,9 @@ def read_only(adapter: Adapter, source: Slice, site: str, batches: list[Any]) ->
     return work
 
 
-def measure(model: str, case: tuple[int, int, int, int], rounds: int) -> dict[str, Any]:
-    images, batch = case[2:]
+def measure(model: str, rounds: int, images: int | None) -> dict[str, Any]:
+    case = CASES[model]
+    images, batch = images or case[2], case[3]
     middle, last = (f"{BLOCK}.{number}" for number in case[:2])
     adapter = load_adapter(model)
     held = Slice("emoji-canvas:train", images, in_memory=True)
@@ -218,6 +219,7 @@ def options() -> argparse.Namespace:
     )
     made.add_argument("--models", nargs="*", default=[*CASES, TOY], choices=[*CASES, TOY])
     made.add_argument("--rounds", type=int, default=ROUNDS)
+    made.add_argument("--images", type=int, help="of each model; default: enough to time")
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     return made.parse_args()
 
@@ -226,7 +228,7 @@ def main() -> None:
     args, rows = options(), []
     torch.set_num_threads(args.threads)
     for model in args.models:
-        row = memory() if model == TOY else measure(model, CASES[model], args.rounds)
+        row = memory() if model == TOY else measure(model, args.rounds, args.images)
         show(row)
         rows.append(row)
     print(json.dumps({"torch": torch.__version__, "threads": args.threads, "rows": rows}))

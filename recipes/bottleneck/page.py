@@ -17,6 +17,7 @@ from vision_sae.recipes.bottleneck.labels import targets_for
 from vision_sae.report.files import remove_stale, write_script
 from vision_sae.report.gather import thumbnail
 from vision_sae.report.heat import Heats, Wanted
+from vision_sae.report.html import render
 from vision_sae.report.page import show
 from vision_sae.report.payload import quantise
 from vision_sae.report.sprites import write_sprites

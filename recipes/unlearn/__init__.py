@@ -12,8 +12,10 @@ comes from the file, as in `from vision_sae.recipes.unlearn.evidence import near
 
 from vision_sae.recipes.unlearn.apply import removal_of, unlearn
 from vision_sae.recipes.unlearn.assign import Assigned, assign
+from vision_sae.recipes.unlearn.choice import Choice
 from vision_sae.recipes.unlearn.concept_steering import ConceptSteering
-from vision_sae.recipes.unlearn.find import Choice, Evidence, find, observe, plan_for
+from vision_sae.recipes.unlearn.evidence import Evidence, observe
+from vision_sae.recipes.unlearn.find import find, plan_for
 from vision_sae.recipes.unlearn.judging import Trial, ZeroShot
 from vision_sae.recipes.unlearn.plan import Plan, SiteEdit
 from vision_sae.recipes.unlearn.prompts import Labelled, concepts_of, read

@@ -33,6 +33,10 @@ ASSIGNED: Choices = {
 }
 FIRST_SEED = 40_000_000  # of the prompts that statistics are taken on: neither split's
 ATTACKED = ("object:pizza", "object:frog", "style:neon", "style:sepia")
+FEW = (
+    "cross-attention tuning", "random latents", "safe guidance", "sae, assigned latents",
+    "text steering",
+)  # fmt: skip
 
 
 def asked(per_pair: int = 4) -> list[Labelled]:
@@ -182,11 +186,11 @@ def all_methods(
 
 
 def limits(concepts: Sequence[str]) -> dict[str, list[str]]:
-    """Methods that are not measured on every concept: one is for objects, one is costly."""
+    """Methods that are not measured on every concept: one is for objects, FEW are measured on
+    the attacked concepts alone, so that all fits in an hour and a half."""
     objects = [c for c in concepts if c.startswith("object:")]
     few = [c for c in concepts if c in ATTACKED]
-    costly = ("cross-attention tuning", "sae, assigned latents")
-    return {"sae, patches (PER)": objects} | dict.fromkeys(costly, few)
+    return {"sae, patches (PER)": objects} | dict.fromkeys(FEW, few)
 
 
 def random_latents(observed: Observed) -> Method:
