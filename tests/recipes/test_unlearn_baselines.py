@@ -218,6 +218,7 @@ def test_means_are_taken_once_for_the_same_removal(
     for concepts in (["a"], ["a"], ["a", "b"], ["a", "b"]):  # "a" beside "b" has other others
         method.fit(pipe, concepts)
     assert learnt == ["a", "a", "b"]
+    assert len(method.known) == 5  # and what each concept's own prompts give, twice used for "a"
 
 
 def test_strength_zero_is_the_identity_and_gates_shut_do_nothing(pipe: Any) -> None:

@@ -3,9 +3,10 @@
 Shape key: T timesteps, d width of a site, b images, t positions, r table rows (timesteps 0..1000).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -75,7 +76,7 @@ class DifferenceOfMeans:
     seed: int = 0
     words: Words = field(default_factory=VocabularyWords)
     name: str = "difference of means"
-    learnt: dict[Any, Mapping[str, Direction]] = field(default_factory=dict)  # of `fit`
+    known: dict[Any, Any] = field(default_factory=dict)  # what was learnt already
 
     def __post_init__(self) -> None:
         for what, value, allowed in (
@@ -89,11 +90,16 @@ class DifferenceOfMeans:
 
     def fit(self, pipe: Any, concepts: Sequence[str]) -> Removal:
         """Each concept is learnt once for one pipeline and one set of removed concepts."""
-        keys = [(pipe, concept, tuple(concepts)) for concept in concepts]
-        for key in keys:
-            if key not in self.learnt:
-                self.learnt[key] = self.learn(pipe, key[1], concepts)
-        return self.removal([self.learnt[key] for key in keys])
+        learnt = [
+            self._once((pipe, one, tuple(concepts)), partial(self.learn, pipe, one, concepts))
+            for one in concepts
+        ]
+        return self.removal(learnt)
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.known:
+            self.known[key] = make()
+        return self.known[key]
 
     def learn(
         self, pipe: Any, concept: str, removed: Sequence[str] = ()
@@ -102,7 +108,8 @@ class DifferenceOfMeans:
         adapter = TrajectoryAdapter(
             pipe, steps=self.steps, every=self.every, guidance=self.guidance, name="means"
         )
-        of = self._moments(adapter, asked(self.words, concept), self.seed)
+        mine = partial(self._moments, adapter, asked(self.words, concept), self.seed)
+        of = self._once((pipe, concept), mine)  # whatever else is removed
         away = left_alone(self.words, concept, [*removed, concept])
         other = self._moments(adapter, away, self.seed + self.images)
         times = torch.tensor(adapter.timesteps)
