@@ -48,12 +48,12 @@ class JumpReLU(Family):
 
     step: coefficient * L0 (arXiv 2407.14435, eq. 9). tanh: coefficient * sum tanh(c f n)
     (Anthropic, January 2025: coefficient 5, start 0.1, bandwidth 2, and `to_input`, which lets the
-    kernel's gradient reach z too). target: coefficient * d * (L0 / target - 1)^2 (about d is the
-    squared error of a mean), each latent starting active on target / s of the rows, `start` being
-    for the others. Widths and coefficients are in units of inputs of mean norm sqrt(d). Thresholds
+    kernel's gradient reach z too). target: coefficient * d * (L0 / target - 1)^2, as d is about the
+    squared error of the mean; each latent starts active on target / s of the rows (in the others at
+    `start`). Widths and coefficients are in units of inputs of mean norm sqrt(d). Thresholds
     are learnt as they are and atoms are free by default: with their logarithms or unit atoms far
-    fewer features are found. `threshold_rate`: the thresholds' learning rate over that of the
-    weights, 4 in the target mode and 1 in the others; short runs reach their target at 16.
+    fewer features are found. `threshold_rate` is their learning rate over that of the weights, 4 in
+    the target mode and 1 in the others; with 16 short runs come nearer to the target.
     """
 
     kind: Literal["jumprelu"] = "jumprelu"
