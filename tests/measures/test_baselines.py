@@ -75,11 +75,15 @@ def test_parts_are_found_again(name: str) -> None:
 
 
 def test_nonnegative_codes_are_the_least_squares_ones() -> None:
-    y, A = drawn(20, 6), drawn(4, 6, seed=1)
-    from scipy.optimize import nnls
-
-    slow = [torch.from_numpy(nnls(A.T.double().numpy(), row)[0]) for row in y.double().numpy()]
-    assert torch.allclose(nonnegative_codes(y, A, 500), torch.stack(slow).float(), atol=1e-3)
+    """By their optimality, for atoms at right angles about and for nearly parallel ones."""
+    for offset in (0.0, 30.0):
+        y, A = drawn(20, 6) + offset, drawn(4, 6, seed=1) + offset
+        f = nonnegative_codes(y, A).double()
+        slope = (y.double() - f @ A.double()) @ A.double().T  # of -|y - f A|^2 / 2
+        scale = float(y.norm() * A.norm())
+        assert bool((f >= 0).all()) and float(slope.max()) < 1e-6 * scale
+        assert float((slope * (f > 0)).abs().max()) < 1e-6 * scale
+    assert nonnegative_codes(y[:0], A).shape == (0, 4)
 
 
 def test_kmeans_gives_each_row_one_centre() -> None:
