@@ -25,9 +25,10 @@ def begin_fresh(sae: SAE, source: Source, config: TrainConfig) -> Inputs:
     inputs = _fitted(sae, config, x, target, middle)
     treated = inputs.apply if sae.config.d_out is None else inputs.apply_out
     sae.b_dec.copy_(treated(middle))
+    rows = inputs.apply(x)
     if sae.config.dictionary:
-        _place_archetypes(sae, inputs.apply(x), config.seed)
-    sae.config.sparsity.begin(sae, inputs.apply(x))
+        _place_archetypes(sae, rows, config.seed)
+    sae.config.sparsity.begin(sae, rows)
     return inputs
 
 
