@@ -173,7 +173,7 @@ class TrajectoryAdapter:
                 )
             handle.remove()
 
-        handle = self.model.register_forward_pre_hook(check, with_kwargs=True)
+        handle = self.model.register_forward_pre_hook(check, with_kwargs=True, prepend=True)
         try:
             yield
         finally:

@@ -195,23 +195,64 @@ def _follow(
 
 @contextmanager
 def _same_latents(model: Any, n: int, which: int) -> Iterator[None]:
-    """All rows read the latents of the first (0) or of the second (1) n prompts, in each half."""
+    """All rows read the latents of the first (0) or of the second (1) n prompts, in each half.
 
-    def copied(x: Tensor) -> Tensor:
-        halves = x.unflatten(0, (-1, 2, n))[:, which : which + 1]
-        return torch.cat([halves, halves], 1).flatten(0, 2)
+    The unconditional rows of both are equal then, and run once: sites see [n unconditional,] n of
+    the first prompts, n of the second.
+    """
+    rows = None
 
     def before(module: Any, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (copied(args[0]), *args[1:]), kwargs
+        nonlocal rows
         name = "sample" if "sample" in kwargs else "hidden_states"
-        return args, kwargs | {name: copied(kwargs[name])}
+        latents = args[0] if args else kwargs[name]
+        rows = _Rows.of(len(latents), n, which, latents.device)
+        args, kwargs = rows.taken(args), rows.taken(kwargs)
+        if args:
+            return (latents[rows.latents], *args[1:]), kwargs
+        return args, kwargs | {name: latents[rows.latents]}
 
-    handle = model.register_forward_pre_hook(before, with_kwargs=True)
+    def after(module: Any, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert rows is not None
+        return (output[0][rows.back], *output[1:])
+
+    handles = (
+        model.register_forward_pre_hook(before, with_kwargs=True),
+        model.register_forward_hook(after),
+    )
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+class _Rows(NamedTuple):
+    """Of a batch [halves, 2, n]: whose latents and conditions are run, and where results go."""
+
+    batch: int
+    latents: Int[Tensor, " r"]
+    given: Int[Tensor, " r"]
+    back: Int[Tensor, " b"]
+
+    @classmethod
+    def of(cls, batch: int, n: int, which: int, device: torch.device) -> "_Rows":
+        order = torch.arange(batch, device=device).view(-1, 2, n)
+        once, both = order[:-1], order[-1]
+        given = torch.cat([once[:, 0].flatten(), both.flatten()])
+        latents = torch.cat([once[:, which].flatten(), both[which], both[which]])
+        first = torch.arange(n * len(once), device=device)
+        rest = torch.arange(len(first), len(given), device=device)
+        return cls(batch, latents, given, torch.cat([first, first, rest]))
+
+    def taken(self, given: Any) -> Any:
+        """The rows that are run, of each tensor of a batch in arguments."""
+        if isinstance(given, Mapping):
+            return {name: self.taken(value) for name, value in given.items()}
+        if isinstance(given, tuple):
+            return tuple(self.taken(value) for value in given)
+        batched = isinstance(given, Tensor) and given.ndim > 0 and len(given) == self.batch
+        return given[self.given] if batched else given
 
 
 class _Recorder:
@@ -224,7 +265,7 @@ class _Recorder:
         self.call = self.step = 0
 
     def __call__(self, output: Tensor) -> Tensor:
-        instead, asked = output.unflatten(0, (-1, 2, self.n))[-1]
+        instead, asked = output[-2 * self.n :].chunk(2)
         x, back = as_tokens(asked, self.sums.width)
         changed = instead
         if self.learnt is not None:

@@ -259,6 +259,33 @@ def test_an_adapter_of_the_other_half_is_refused(pipe: Any, saes: dict[str, SAE]
         learn(other, saes, FEW, pairs)
 
 
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "pixart", "sd3", "flux"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_equal_unconditional_rows_are_run_once_and_change_nothing(kind: str, which: int) -> None:
+    """Against a denoiser that runs every row, on the latents of the first or the second prompts."""
+    adapter = TrajectoryAdapter(pipeline(kind), steps=2, guidance=3.0, name="tiny")
+    batch = adapter.prepare([Prompt(text, seed) for seed, text in enumerate(("a", "b", "c", "d"))])
+    ran: list[int] = []
+
+    def every_row(module: Any, args: Any, kwargs: Any) -> Any:
+        name = "sample" if "sample" in kwargs else "hidden_states"
+        x = (args[0] if args else kwargs[name]).unflatten(0, (-1, 2, 2))
+        x = x[:, [which, which]].flatten(0, 2)
+        return ((x, *args[1:]), kwargs) if args else (args, kwargs | {name: x})
+
+    handle = adapter.model.register_forward_pre_hook(every_row, with_kwargs=True)
+    wanted = adapter.run(batch)
+    handle.remove()
+    with transport._same_latents(adapter.model, 2, which):
+        note = lambda module, args, kwargs: ran.append(  # noqa: E731
+            len(args[0] if args else kwargs["hidden_states"])
+        )
+        handle = adapter.model.register_forward_pre_hook(note, with_kwargs=True)
+        torch.testing.assert_close(adapter.run(batch), wanted)
+        handle.remove()
+    assert set(ran) == {4 if kind == "flux" else 6}  # Flux runs no unconditional half
+
+
 def test_nothing_is_left_on_the_model(adapter: TrajectoryAdapter, saes: dict[str, SAE]) -> None:
     learn(adapter, saes, FEW, pairs_of(TABLE, "letter:a", "letter:b")[:1])
     for module in adapter.model.modules():
