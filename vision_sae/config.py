@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -40,20 +40,33 @@ class Versioned(Frozen):
     """Settings on disk; the schema number rises with every change that older code cannot read."""
 
     schema_number: int = 1
+    older: ClassVar[tuple[int, ...]] = ()  # schemas that are read as well
 
 
 Settings = TypeVar("Settings", bound=Versioned)
 
 
 def read_settings(model: type[Settings], path: Path, kind: type[VisionSAEError]) -> Settings:
-    """Raises `kind` for another schema (looked at first), unknown keys, or what is no such file."""
+    """What a file holds, in the present schema.
+
+    Raises `kind` for another schema (looked at first), unknown keys, or what is no such file.
+    """
     try:
         raw = json.loads(path.read_bytes())
         known = model.model_fields["schema_number"].default
-        if isinstance(raw, dict) and raw.get("schema_number", known) != known:
-            raise kind(f"{path} has schema {raw['schema_number']}; this version reads {known}")
+        if isinstance(raw, dict):
+            _check_schema(raw.get("schema_number", known), (*model.older, known), path, kind)
+            raw["schema_number"] = known
         return model.model_validate(raw)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise kind(f"{path} is not JSON: {error}") from error
     except ValidationError as error:
         raise kind(f"{path} does not hold what it should: {plain_error(error)}") from error
+
+
+def _check_schema(
+    found: object, read: tuple[int, ...], path: Path, kind: type[VisionSAEError]
+) -> None:
+    if found not in read:
+        allowed = " and ".join(str(number) for number in read)
+        raise kind(f"{path} has schema {found}; this version reads {allowed}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -44,11 +45,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write safetensors; returns the sha256 of the file."""
+    """Write safetensors; returns the file's checksum."""
     held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with whole(path, sum(t.nbytes for t in held.values())) as partial:
         save_file(held, partial)  # from memory as it stands: `save` would copy all of it
-        return sha256(partial)
+        return checksum(partial)
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -76,6 +77,11 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def sha256(path: Path) -> str:
+def checksum(path: Path, like: str = "") -> str:
+    """XXH3 of a file, 128 bits as 32 digits; sha256 where it is to be `like` one, of 64 digits.
+
+    Against decay, not against forgers: ten times as fast as sha256.
+    """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        kind = hashlib.sha256 if len(like) == 64 else xxhash.xxh3_128
+        return hashlib.file_digest(file, kind).hexdigest()

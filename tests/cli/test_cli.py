@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from vision_sae import checkpoint
 from vision_sae.adapters import toy
 from vision_sae.cli.app import app
-from vision_sae.files import sha256
+from vision_sae.files import checksum
 from vision_sae.store import Store
 
 COMMANDS = ["extract", "sites", "train", "sweep", "suite", "families", "convert"]
@@ -245,7 +245,7 @@ def spoil(acts: Path) -> None:
     tensors["activations"][5, 3, 1] = torch.nan
     save_file(tensors, shard)
     index = json.loads((acts / "index.json").read_text())
-    index["shards"][0]["sha256"] = sha256(shard)
+    index["shards"][0]["checksum"] = checksum(shard)
     (acts / "index.json").write_text(json.dumps(index))
 
 

@@ -1,5 +1,6 @@
 """Reading a store: in order, at random, shuffled and resumable; and never a broken one."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -307,8 +308,13 @@ def test_a_shard_is_verified_once_and_only_when_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verified: list[str] = []
-    real = mapped.sha256
-    monkeypatch.setattr(mapped, "sha256", lambda path: verified.append(path.name) or real(path))
+    real = mapped.checksum
+
+    def noted(path: Path, like: str) -> str:
+        verified.append(path.name)
+        return real(path, like)
+
+    monkeypatch.setattr(mapped, "checksum", noted)
     monkeypatch.setattr(mapped, "MAPS", 1)  # each shard is mapped anew, not verified anew
     store = Store(write(tmp_path))
     assert verified == []
@@ -372,6 +378,26 @@ def test_a_cut_off_shard_is_refused_at_once(tmp_path: Path) -> None:
     for verify in (True, False):
         with pytest.raises(StoreError, match=message):
             Store(tmp_path, verify=verify)
+
+
+def test_a_store_with_sha256_is_read_checked_and_finished(tmp_path: Path) -> None:
+    """As stores of schema 2 have it."""
+    write(tmp_path, finish=False)
+    for path in [tmp_path / "index.json", *tmp_path.glob("0*.json")]:
+        held = json.loads(path.read_text())
+        if "shard" in held:
+            shard = tmp_path / f"{path.stem}.safetensors"
+            held["shard"]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+            del held["shard"]["checksum"]
+        path.write_text(json.dumps(held | {"schema_number": 2} if "width" in held else held))
+    store = Store(write(tmp_path))
+    assert [len(shard.checksum) for shard in store.index.shards] == [64, 64, 32]
+    store.check()
+    assert torch.equal(store.acts(range(10)), ACTS)
+    assert json.loads((tmp_path / "index.json").read_text())["schema_number"] == 3
+    flip(tmp_path / "00001.safetensors", -1)
+    with pytest.raises(StoreError, match="00001.safetensors is corrupt .its checksum"):
+        Store(tmp_path).check()
 
 
 def test_a_large_store_is_checked_while_it_is_read(
@@ -451,7 +477,7 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str, message: st
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path) / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_number": 1}))
-    with pytest.raises(StoreError, match="has schema 1; this version reads 2"):
+    with pytest.raises(StoreError, match="has schema 1; this version reads 2 and 3"):
         Store(tmp_path)
 
 

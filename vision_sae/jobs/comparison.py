@@ -239,7 +239,7 @@ class _Material:
 
 
 def _of_store(store: Store) -> str:
-    return digest(*(shard.sha256 for shard in store.index.shards))
+    return digest(*(shard.checksum for shard in store.index.shards))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ shard, and what a dead one left out is found by looking.
 
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from vision_sae.config import Frozen, Versioned, first_difference, read_settings
 from vision_sae.errors import StoreError
@@ -29,7 +29,7 @@ DType = Literal["float32", "float16", "bfloat16"]
 class Shard(Frozen):
     name: str
     images: int
-    sha256: str
+    checksum: str = Field(validation_alias=AliasChoices("checksum", "sha256"))  # files.checksum
     bytes: int  # of the file
 
 
@@ -46,7 +46,8 @@ class Sidecar(Frozen):
 class StoreIndex(Versioned):
     """`chunk` is the number of source positions that share a shard; 0: the writer's choice."""
 
-    schema_number: int = 2
+    schema_number: int = 3
+    older: ClassVar[tuple[int, ...]] = (2,)  # whose shards have a sha256
     provenance: Provenance
     dtype: DType
     width: int

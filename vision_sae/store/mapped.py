@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vision_sae.errors import StoreError
-from vision_sae.files import sha256
+from vision_sae.files import checksum
 from vision_sae.store.index import DTYPES, Shard, StoreIndex
 
 LARGE = 2**32  # bytes; checking more than this before the first batch would take minutes
@@ -68,10 +68,10 @@ class Shards:
     def verify(self, number: int) -> None:
         path = self.paths[number]
         try:
-            found = sha256(path)
+            found = checksum(path, like=self.shards[number].checksum)
         except OSError as error:
             raise StoreError(f"shard {path} cannot be read: {error.strerror}") from error
-        if found != self.shards[number].sha256:
+        if found != self.shards[number].checksum:
             raise _corrupt(path, "its checksum is not the one in the index")
         self.unverified.discard(number)
 

@@ -213,7 +213,7 @@ class StoreWriter:
             path = self.folder / f"{name}.safetensors"
             digest = write_tensors(path, {"activations": buffer[: len(rows)]})
             size = path.stat().st_size
-            shard = Shard(name=name, images=len(rows), sha256=digest, bytes=size)
+            shard = Shard(name=name, images=len(rows), checksum=digest, bytes=size)
             self._buffers.append(buffer)
         side = Sidecar(
             shard=shard,

@@ -57,12 +57,12 @@ def evaluate(
 
 
 def plans_of(quick: bool, concepts: Sequence[str]) -> Plans:
-    """Sets of 2, 3, 5, 8 and half of all, each in the next; attacks on two objects, two styles."""
+    """Sets of 2, 5 and half of all, each in the next; attacks on two objects, two styles."""
     if quick:
         attack = Attack(steps=20, images=4)
         return Plans(attacks=tuple(concepts[:1]), sizes=(2,) * (len(concepts) > 2), attack=attack)
     attacked = tuple(c for c in ATTACKED if c in concepts) or tuple(concepts[:4])
-    sizes = {size for size in (2, 3, 5, 8, len(concepts) // 2) if 1 < size < len(concepts)}
+    sizes = {size for size in (2, 5, len(concepts) // 2) if 1 < size < len(concepts)}
     return Plans(attacks=attacked, sizes=tuple(sorted(sizes)))
 
 

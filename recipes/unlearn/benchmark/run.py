@@ -6,7 +6,7 @@ How many pictures a full run draws, on emoji-diffusion (28 concepts, 20 pictures
     others    60, the same ones for all concepts
     one cell  92 pictures, 4.6 s; 28 concepts x 8 methods, 4 x 5, 2 x 1: 246 cells, 20 minutes
     attacks   4 concepts x 14 methods x (3 x 20 pictures, and 40 steps of learning): 10 minutes
-    several   5 sets x 8 methods x (60 others, 8 pictures per concept): 5 minutes
+    several   3 sets x 8 methods x (60 others, 8 pictures per concept): 6 minutes
     the rest  SAEs of two more seeds, plans (6 to 14 s for transport, for each of four methods),
               means, tuned attention: 50 minutes
 """
@@ -134,16 +134,20 @@ def nested(concepts: Sequence[str], sizes: Sequence[int]) -> list[list[str]]:
 
 
 class _Once:
-    """A method that is made when it is first needed: cells that are done need none."""
+    """A method that is made when it is first needed, and fitted once to each set of concepts: cells
+    that are done need neither."""
 
     def __init__(self, make: Callable[[], Method]) -> None:
         self.make = make
         self.made: Method | None = None
+        self.fitted: dict[tuple[str, ...], Removal] = {}
 
     def fit(self, pipe: Any, concepts: Sequence[str]) -> Removal:
         if self.made is None:
             self.made = self.make()
-        return self.made.fit(pipe, concepts)
+        if tuple(concepts) not in self.fitted:
+            self.fitted[tuple(concepts)] = self.made.fit(pipe, concepts)
+        return self.fitted[tuple(concepts)]
 
 
 @runtime_checkable
