@@ -80,7 +80,7 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def checksum(path: Path, like: str = "") -> str:
     """XXH3 of a file, 128 bits as 32 digits; sha256 where it is to be `like` one, of 64 digits.
 
-    Against decay, not against forgers: ten times as fast as sha256.
+    Against decay, not against forgers. Measured seven times as fast as sha256 (which the CPU has).
     """
     with path.open("rb") as file:
         kind = hashlib.sha256 if len(like) == 64 else xxhash.xxh3_128
