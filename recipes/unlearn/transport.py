@@ -198,15 +198,17 @@ def _same_latents(model: Any, n: int, which: int) -> Iterator[None]:
     """All rows read the latents of the first (0) or of the second (1) n prompts, in each half.
 
     The unconditional rows of both are equal then, and run once: sites see [n unconditional,] n of
-    the first prompts, n of the second.
+    the first prompts, n of the second. All are run where others have hooks on the model, which may
+    count on the halves (as a removal that is in use does).
     """
-    rows = None
+    rows, once = None, not _hooked(model)
 
     def before(module: Any, args: Any, kwargs: Any) -> Any:
         nonlocal rows
         name = "sample" if "sample" in kwargs else "hidden_states"
         latents = args[0] if args else kwargs[name]
-        rows = _Rows.of(len(latents), n, which, latents.device)
+        order = torch.arange(len(latents), device=latents.device).view(-1, 2, n)
+        rows = _Rows.of(order, which, len(order) - 1 if once else 0)
         args, kwargs = rows.taken(args), rows.taken(kwargs)
         if args:
             return (latents[rows.latents], *args[1:]), kwargs
@@ -227,6 +229,10 @@ def _same_latents(model: Any, n: int, which: int) -> Iterator[None]:
             handle.remove()
 
 
+def _hooked(model: Any) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
 class _Rows(NamedTuple):
     """Of a batch [halves, 2, n]: whose latents and conditions are run, and where results go."""
 
@@ -236,14 +242,15 @@ class _Rows(NamedTuple):
     back: Int[Tensor, " b"]
 
     @classmethod
-    def of(cls, batch: int, n: int, which: int, device: torch.device) -> "_Rows":
-        order = torch.arange(batch, device=device).view(-1, 2, n)
-        once, both = order[:-1], order[-1]
+    def of(cls, order: Int[Tensor, "h 2 n"], which: int, halves: int) -> "_Rows":
+        """The first prompts of so many `halves` stand for both."""
+        once, both = order[:halves], order[halves:]
         given = torch.cat([once[:, 0].flatten(), both.flatten()])
-        latents = torch.cat([once[:, which].flatten(), both[which], both[which]])
-        first = torch.arange(n * len(once), device=device)
-        rest = torch.arange(len(first), len(given), device=device)
-        return cls(batch, latents, given, torch.cat([first, first, rest]))
+        latents = torch.cat([once[:, which].flatten(), both[:, [which, which]].flatten()])
+        first, rest = torch.arange(len(given), device=order.device).tensor_split(
+            [once[:, 0].numel()]
+        )
+        return cls(order.numel(), latents, given, torch.cat([first, first, rest]))
 
     def taken(self, given: Any) -> Any:
         """The rows that are run, of each tensor of a batch in arguments."""

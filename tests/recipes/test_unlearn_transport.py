@@ -286,6 +286,18 @@ def test_equal_unconditional_rows_are_run_once_and_change_nothing(kind: str, whi
     assert set(ran) == {4 if kind == "flux" else 6}  # Flux runs no unconditional half
 
 
+def test_all_rows_are_run_where_another_hook_counts_on_the_halves(pipe: Any) -> None:
+    adapter = TrajectoryAdapter(pipe, steps=2, guidance=3.0, name="tiny")
+    batch = adapter.prepare([Prompt(text, seed) for seed, text in enumerate(("a", "b", "c", "d"))])
+    ran: list[int] = []
+    with (
+        capture(pipe.unet, [SITES[0]], keep=lambda call, output: ran.append(len(output))),
+        transport._same_latents(pipe.unet, 2, 0),
+    ):
+        adapter.run(batch)
+    assert set(ran) == {8}
+
+
 def test_nothing_is_left_on_the_model(adapter: TrajectoryAdapter, saes: dict[str, SAE]) -> None:
     learn(adapter, saes, FEW, pairs_of(TABLE, "letter:a", "letter:b")[:1])
     for module in adapter.model.modules():
