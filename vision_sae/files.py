@@ -1,6 +1,5 @@
 """Files that are either whole or absent: written under a temporary name, synced, then renamed."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -9,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -44,12 +42,11 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write safetensors; returns the file's checksum."""
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write safetensors."""
     held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with whole(path, sum(t.nbytes for t in held.values())) as partial:
         save_file(held, partial)  # from memory as it stands: `save` would copy all of it
-        return checksum(partial)
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -75,13 +72,3 @@ def size(count: float) -> str:
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with a prefix, under the rest of their names."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def checksum(path: Path, like: str = "") -> str:
-    """XXH3 of a file, 128 bits as 32 digits; sha256 where it is to be `like` one, of 64 digits.
-
-    Against decay, not against forgers. Measured seven times as fast as sha256 (which the CPU has).
-    """
-    with path.open("rb") as file:
-        kind = hashlib.sha256 if len(like) == 64 else xxhash.xxh3_128
-        return hashlib.file_digest(file, kind).hexdigest()

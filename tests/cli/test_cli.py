@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from vision_sae import checkpoint
 from vision_sae.adapters import toy
 from vision_sae.cli.app import app
-from vision_sae.files import checksum
 from vision_sae.store import Store
+from vision_sae.store.index import checksum
 
 COMMANDS = ["extract", "sites", "train", "sweep", "suite", "families", "convert"]
 COMMANDS += ["eval", "name", "report", "demo"]

@@ -9,8 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vision_sae.errors import StoreError
-from vision_sae.files import checksum
-from vision_sae.store.index import DTYPES, Shard, StoreIndex
+from vision_sae.store.index import DTYPES, Shard, StoreIndex, checksum
 
 LARGE = 2**32  # bytes; checking more than this before the first batch would take minutes
 MAPS = 2**14  # shards mapped at a time; mapped files are closed, and Linux allows 65,530 maps
@@ -66,12 +65,8 @@ class Shards:
             self.bad = error
 
     def verify(self, number: int) -> None:
-        path = self.paths[number]
-        try:
-            found = checksum(path, like=self.shards[number].checksum)
-        except OSError as error:
-            raise StoreError(f"shard {path} cannot be read: {error.strerror}") from error
-        if found != self.shards[number].checksum:
+        path, said = self.paths[number], self.shards[number].checksum
+        if checksum(path, like=said) != said:
             raise _corrupt(path, "its checksum is not the one in the index")
         self.unverified.discard(number)
 

@@ -20,6 +20,7 @@ from vision_sae.store.index import (
     Shard,
     Sidecar,
     StoreIndex,
+    checksum,
     finished_shards,
     gathered,
     read_index,
@@ -211,9 +212,9 @@ class StoreWriter:
         if buffer is not None:
             self._check_finite(buffer[: len(rows)], rows)
             path = self.folder / f"{name}.safetensors"
-            digest = write_tensors(path, {"activations": buffer[: len(rows)]})
+            write_tensors(path, {"activations": buffer[: len(rows)]})
             size = path.stat().st_size
-            shard = Shard(name=name, images=len(rows), checksum=digest, bytes=size)
+            shard = Shard(name=name, images=len(rows), checksum=checksum(path), bytes=size)
             self._buffers.append(buffer)
         side = Sidecar(
             shard=shard,
