@@ -5,8 +5,8 @@ How many pictures a full run draws, on emoji-diffusion (28 concepts, 20 pictures
     targets   9 pairs x 3 seeds for an object, 20 pairs x 2 seeds for a style: 27 to 40
     others    60, the same ones for all concepts
     one cell  92 pictures, 4.6 s; 28 concepts x 8 methods, 4 x 5, 2 x 1: 246 cells, 20 minutes
-    attacks   4 concepts x 14 methods x (3 x 20 pictures, and 40 steps of learning): 10 minutes
-    several   3 sets x 8 methods x (60 others, 8 pictures per concept): 6 minutes
+    attacks   4 concepts x 14 methods x (3 x 20 pictures, and 40 steps of learning): 9 minutes
+    several   3 sets x 8 methods x (60 others, 8 pictures per concept): 7 minutes
     the rest  SAEs of two more seeds, plans (6 to 14 s for transport, for each of four methods),
               means, tuned attention: 50 minutes
 """
