@@ -45,14 +45,14 @@ def jobs() -> Iterator[Job]:
             yield Job(f"{family}-{k}", {"family": family, "k": k}, (k,))
     yield Job("k", nested_settings("k", KS), KS)
     yield Job("both", nested_settings("both", KS), KS)
-    yield Job("both-.5", _weighted(0.5), KS)
+    yield Job("both-balanced", _weighted(0.2, "balanced"), KS)
     yield Job("both-.1-uniform", _weighted(0.1, "uniform"), KS)
     yield Job("both-.1-reversed", _weighted(0.1, "reversed"), KS)
     yield Job("prefix", nested_settings("prefix", KS) | {"family": "batchtopk"}, KS[-1:])
     yield Job("msae", MSAE, (8, 16, 32, 64, 128))
 
 
-def _weighted(share: float, weighting: str = "balanced") -> dict[str, Any]:
+def _weighted(share: float, weighting: str) -> dict[str, Any]:
     """`both` with a share of the loss for the drawn prefix, and weights of the ks."""
     settings = nested_settings("both", KS)
     changed = {"prefix_weight": share, "weighting": weighting}
@@ -87,6 +87,7 @@ def options() -> argparse.Namespace:
     made.add_argument("--sites", nargs="*", default=list(SITES), choices=SITES)
     made.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     made.add_argument("--jobs", nargs="*", help="names, of all by default")
+    made.add_argument("--steps", type=int, default=SETTINGS["steps"], help="another --out for each")
     made.add_argument("--split", choices=["validation", "test"], default="validation")
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     return made.parse_args()
@@ -102,7 +103,8 @@ def main() -> None:
             of_job = []
             for seed in args.seeds:
                 folder = args.out / site / f"{job.name}-seed{seed}"
-                sae = trained(train, folder, job.settings | {"seed": seed})
+                settings = job.settings | {"seed": seed, "steps": args.steps}
+                sae = trained(train, folder, settings)
                 points = list(measured(sae, held_out, job.ks))
                 of_job += [{"site": site, "job": job.name, "seed": seed, **p} for p in points]
             rows += of_job

@@ -86,6 +86,7 @@ class Ks(_Nest):
     Where rows have more latents than the largest k, all of them together are the last group.
     Strongest by |code|, as latents compete, whatever the norm of their atoms.
     `uniform` counts each loss alike; `reversed` counts the smallest k most (G, G - 1, ..., 1);
+    `ends` counts the smallest k 3, the largest 4 and those between, whom both neighbours help, 1;
     `balanced`, of nests with `own`, divides each by its size in the batch, so that one percent of
     it counts alike at every k.
     `own`: each k reads latents with a gain and a shift of its own (`vision_sae.levels`), of topk.
@@ -93,7 +94,7 @@ class Ks(_Nest):
 
     kind: Literal["k"] = "k"
     ks: tuple[int, ...] = Field(min_length=1)
-    weighting: Literal["uniform", "reversed", "balanced"] = "uniform"
+    weighting: Literal["uniform", "reversed", "ends", "balanced"] = "uniform"
     own: bool = False
 
     @model_validator(mode="after")
@@ -107,6 +108,8 @@ class Ks(_Nest):
         raw = torch.ones(groups)
         if self.weighting == "reversed":
             raw = torch.arange(groups, 0, -1.0)
+        if self.weighting == "ends":
+            raw[0], raw[-1] = 3.0, 4.0
         if self.weighting == "balanced" and errors is not None:
             raw = 1 / errors.clamp(min=torch.finfo(errors.dtype).tiny)
         return raw / raw.sum() if self.reduction == "mean" else raw
@@ -129,7 +132,7 @@ class Both(Ks):
 
     kind: Literal["both"] = "both"  # type: ignore[assignment]
     shares: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-    prefix_weight: float = Field(0.2, gt=0, lt=1)
+    prefix_weight: float = Field(0.1, gt=0, lt=1)
 
     def bounds(self, s: int) -> list[int]:
         """The prefix lengths, ascending and distinct, and s."""

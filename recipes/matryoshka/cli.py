@@ -1,6 +1,5 @@
 """`vision-sae matryoshka ...`: the options; commands.py does what they ask for."""
 
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,6 +97,9 @@ def curves(
     prefixes: Annotated[
         str | None, typer.Option(help="In latents. Default: those it was nested over.")
     ] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="Other SAEs, or a sweep, to measure beside it.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A folder for curves.json and curves.svg.")
     ] = None,
@@ -105,13 +107,11 @@ def curves(
 ) -> None:
     """FVU, cosine and zero-shot accuracy for each k and each prefix of one SAE.
 
-    `vision-sae matryoshka curves nested/ --acts validation/ --model emoji-clip --out curves/`
+    `vision-sae matryoshka curves nested/ --acts validation/ --beside topk/ --out curves/`
     """
     with show.errors():
-        points = commands.curves(
-            sae, acts, model, data, counts(ks, "--ks"), counts(prefixes, "--prefixes"), out
-        )
-    rows = [asdict(point) for point in points]
+        chosen = counts(ks, "--ks"), counts(prefixes, "--prefixes")
+        rows = commands.curves(sae, acts, model, data, *chosen, beside or [], out)
     if json:
         show.as_json(rows)
     else:

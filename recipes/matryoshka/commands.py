@@ -11,11 +11,12 @@ from vision_sae.data import open_data
 from vision_sae.files import write_bytes, write_json
 from vision_sae.jobs.loading import load_sae
 from vision_sae.jobs.splicing import Splicer
+from vision_sae.jobs.subjects import found_saes
 from vision_sae.jobs.training import store_of
 from vision_sae.measures.latents import image_codes
 from vision_sae.model.adapter import load_adapter
 from vision_sae.naming import read_names
-from vision_sae.recipes.matryoshka.curves import Point, levels, progressive
+from vision_sae.recipes.matryoshka.curves import levels, progressive
 from vision_sae.recipes.matryoshka.curves_picture import draw_curves
 from vision_sae.recipes.matryoshka.depth import depths
 from vision_sae.recipes.matryoshka.hierarchy import hierarchy
@@ -58,19 +59,23 @@ def curves(
     data: str | None,
     ks: Sequence[int] | None,
     prefixes: Sequence[int] | None,
+    beside: Sequence[Path],
     out: Path | None,
-) -> list[Point]:
+) -> list[dict[str, Any]]:
     sae, store = load_sae(folder), Store(acts) if acts else store_of(folder)
-    splicer = _splicer(model, data, store)
-    with show.progress("curves", len(levels(sae, ks, prefixes)), "levels") as advance:
-        points = progressive(
-            sae, store, ks=ks, prefixes=prefixes, splicer=splicer, tell=lambda n: advance(n, "")
-        )
+    splicer, others = _splicer(model, data, store), {f: load_sae(f) for f in found_saes(beside)}
+    with show.progress("curves", len(levels(sae, ks, prefixes)) + len(others), "levels") as advance:
+        told: Any = {"splicer": splicer, "tell": advance}
+        points = progressive(sae, store, ks=ks, prefixes=prefixes, **told)
+        own = (progressive(other, store, ks=(), prefixes=(), **told) for other in others.values())
+        single = [point for (point,) in own]
+    folders = [folder] * len(points) + list(others)
+    rows = [{"sae": str(f), **asdict(p)} for f, p in zip(folders, points + single, strict=True)]
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "curves.json", [asdict(point) for point in points])
-        write_bytes(out / "curves.svg", draw_curves(points).encode())
-    return points
+        write_json(out / "curves.json", rows)
+        write_bytes(out / "curves.svg", draw_curves(points, single).encode())
+    return rows
 
 
 def _splicer(model: str | None, data: str | None, store: Store) -> Splicer | None:

@@ -206,6 +206,7 @@ def test_small_dictionaries_have_fewer_prefixes(s: int) -> None:
         ({"reduction": "sum"}, [1.0] * 3),
         ({"weighting": "reversed"}, [3 / 6, 2 / 6, 1 / 6]),
         ({"weighting": "reversed", "reduction": "sum"}, [3.0, 2.0, 1.0]),
+        ({"weighting": "ends"}, [3 / 8, 1 / 8, 4 / 8]),
     ],
 )
 def test_what_the_nested_losses_count(options: dict[str, Any], want: list[float]) -> None:

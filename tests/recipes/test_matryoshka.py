@@ -49,11 +49,12 @@ def test_settings_have_the_largest_k_and_no_prefix_twice() -> None:
     assert found == {
         "k": 8,
         "nest": {
-            "kind": "both", "ks": (4, 8), "weighting": "balanced", "own": True,
+            "kind": "both", "ks": (4, 8), "weighting": "ends", "own": True,
             "shares": (0.25, 0.5),
         },
     }  # fmt: skip
     assert nested_settings("prefix", (8,), (0.5,))["nest"]["shares"] == (0.5, 1.0)
+    assert nested_settings("k", (2, 4))["nest"]["weighting"] == "balanced"
     assert nested_settings("k", (2, 4), reversed=True)["nest"]["weighting"] == "reversed"
     assert nested_settings("k", (2, 4), own=False)["nest"]["weighting"] == "uniform"
 
@@ -247,6 +248,7 @@ def test_what_curves_show(trained: tuple[Path, Path], tmp_path: Path, reading: s
     own = prefix_codes(sae, Store(acts), prefixes_of(sae))
     assert all(int(c.indices.max()) < b for c, b in zip(own, prefixes_of(sae), strict=True))
     assert "FVU" in draw_curves(points) and "zero-shot" not in draw_curves(points)
+    assert "other SAEs" not in draw_curves(points)
 
 
 @pytest.mark.slow
@@ -261,6 +263,19 @@ def test_the_commands_write_curves_and_a_tree(trained: tuple[Path, Path], tmp_pa
     page = (tmp_path / "t/index.html").read_text("utf-8")
     assert found["latents"] and "sprites/sheet-000.webp" in page
     assert len(found["depths"]) == len(found["splits"]) == 5
+
+
+@pytest.mark.slow
+def test_curves_show_other_saes_beside(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    acts, folder = trained
+    run("sweep", "--acts", acts, "--steps", "2", "--batch-size", "8", "--expansion", "1",
+        "--grid", "k=1,2", "--out", tmp_path / "topk")  # fmt: skip
+    rows = json.loads(run("matryoshka", "curves", folder, "--beside", tmp_path / "topk",
+                          "--out", tmp_path / "c", "--json"))  # fmt: skip
+    others = [row for row in rows if row["sae"] != str(folder)]
+    assert sorted(round(row["l0"]) for row in others) == [1, 2]
+    drawn = (tmp_path / "c/curves.svg").read_text("utf-8")
+    assert drawn.count('fill="none" stroke="#c2571a"') == 4  # two, of FVU and of cosine
 
 
 @pytest.mark.slow
