@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +46,8 @@ def jobs() -> Iterator[Job]:
             yield Job(f"{family}-{k}", {"family": family, "k": k}, (k,))
     yield Job("k", nested_settings("k", KS), KS)
     yield Job("both", nested_settings("both", KS), KS)
-    yield Job("both-balanced", _weighted(0.2, "balanced"), KS)
-    yield Job("both-.1-uniform", _weighted(0.1, "uniform"), KS)
+    yield Job("both-ends", _weighted(0.1, "ends"), KS)
+    yield Job("both-ends-.2", _weighted(0.2, "ends"), KS)
     yield Job("both-.1-reversed", _weighted(0.1, "reversed"), KS)
     yield Job("prefix", nested_settings("prefix", KS) | {"family": "batchtopk"}, KS[-1:])
     yield Job("msae", MSAE, (8, 16, 32, 64, 128))
@@ -74,9 +75,8 @@ def trained(store: Store, folder: Path, settings: dict[str, Any]) -> SAE:
 
 
 def measured(sae: SAE, store: Store, ks: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    for point in progressive(sae, store, ks=ks if len(ks) > 1 else None, prefixes=()):
-        found = {"fvu": point.fvu, "cosine": point.cosine, "zeros": point.zeros, "l0": point.l0}
-        yield {"k": point.k or ks[0], **found}
+    for point in progressive(sae, store, ks=ks if len(ks) > 1 else None):
+        yield asdict(point) | {"k": point.k or ks[0]}
 
 
 def options() -> argparse.Namespace:
@@ -114,13 +114,13 @@ def main() -> None:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Means over seeds, with half the range."""
-    for k in dict.fromkeys(row["k"] for row in rows):
-        mine = [row for row in rows if row["k"] == k]
+    for k, prefix in dict.fromkeys((row["k"], row["prefix"]) for row in rows):
+        mine = [row for row in rows if (row["k"], row["prefix"]) == (k, prefix)]
         keys = ("fvu", "cosine", "zeros", "l0")
         fvu, cosine, zeros, l0 = (statistics.fmean(row[key] for row in mine) for key in keys)
         spread = (max(r["fvu"] for r in mine) - min(r["fvu"] for r in mine)) / 2
         print(
-            f"{rows[0]['site']:32} {rows[0]['job']:14} k {k:4}  "
+            f"{rows[0]['site']:32} {rows[0]['job']:16} k {k:3} of {prefix or 'all':4}  "
             f"FVU {fvu:.4f} +- {spread:.4f}  cosine {cosine:.4f}  zeros {zeros:.3f}  L0 {l0:.1f}",
             flush=True,
         )

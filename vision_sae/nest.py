@@ -132,7 +132,7 @@ class Both(Ks):
 
     kind: Literal["both"] = "both"  # type: ignore[assignment]
     shares: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-    prefix_weight: float = Field(0.1, gt=0, lt=1)
+    prefix_weight: float = Field(0.2, gt=0, lt=1)
 
     def bounds(self, s: int) -> list[int]:
         """The prefix lengths, ascending and distinct, and s."""

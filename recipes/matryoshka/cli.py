@@ -115,7 +115,9 @@ def curves(
     if json:
         show.as_json(rows)
     else:
-        show.grid(f"{sae}", list(rows[0]), [list(row.values()) for row in rows])
+        known = [key for key in rows[0] if any(row[key] is not None for row in rows)]
+        named = [row | {"sae": Path(row["sae"]).name} for row in rows]
+        show.grid(f"{sae}", known, [[row[key] for key in known] for row in named])
 
 
 @app.command()

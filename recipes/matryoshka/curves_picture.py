@@ -8,6 +8,7 @@ from vision_sae.recipes.matryoshka.curves import Point
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 300, 210, 46, 34, 28
 BLUE, ORANGE = "#2f6fd0", "#c2571a"
+HALO = 'stroke="#fff" stroke-width="3" paint-order="stroke"'
 BESIDE = f'<tspan fill="{ORANGE}">○ other SAEs, one for each sparsity</tspan>'
 MEASURES: dict[str, Callable[[Point], float | None]] = {
     "FVU": lambda p: p.fvu,
@@ -59,7 +60,7 @@ def draw_curves(points: Sequence[Point], beside: Sequence[Point] = ()) -> str:
 def _panel(name: str, axis: str, line: Line, beside: Line) -> str:
     """One curve with its points, their values written above them, and circles beside it."""
     at = _scale([*line, *beside])
-    path = " ".join("{:.1f},{:.1f}".format(*at(*spot)) for spot in line)
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*spot) for spot in line))
     base = HEIGHT - BOTTOM
     return (
         f'<text x="{LEFT}" y="16" font-weight="bold" fill="#222">{name}</text>'
@@ -67,10 +68,9 @@ def _panel(name: str, axis: str, line: Line, beside: Line) -> str:
         f'<line x1="{LEFT}" x2="{WIDTH - 16}" y1="{base}" y2="{base}" stroke="#ccc"/>'
         f'<polyline points="{path}" fill="none" stroke="{BLUE}" stroke-width="1.5"/>'
         + "".join(_mark(*at(*spot), *spot) for spot in line)
-        + "".join('<circle cx="{:.1f}" cy="{:.1f}" r="4.5" fill="none" stroke="{}"/>'
-                  .format(*at(*spot), ORANGE) for spot in beside)
+        + "".join(_circle(*at(*spot)) for spot in beside)
         + f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 5}" text-anchor="middle">{axis}</text>'
-    )  # fmt: skip
+    )
 
 
 def _scale(spots: Line) -> Callable[[float, float], tuple[float, float]]:
@@ -86,9 +86,13 @@ def _scale(spots: Line) -> Callable[[float, float], tuple[float, float]]:
     return at
 
 
+def _circle(x: float, y: float) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="none" stroke="{ORANGE}"/>'
+
+
 def _mark(x: float, y: float, count: float, value: float) -> str:
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{BLUE}"/>'
-        f'<text x="{x:.1f}" y="{y - 7:.1f}" text-anchor="middle">{value:.3g}</text>'
+        f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle" {HALO}>{value:.3g}</text>'
         f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{count:.4g}</text>'
     )

@@ -27,16 +27,15 @@ def nested_settings(
 
     `ks` are active latents per row (of "k" and "both"; the largest is that of the others), `shares`
     prefixes of the dictionary, the whole being one in any case. `reversed` counts small k more
-    (MSAE's RW). `own`: each k reads latents with a gain and a shift of its own, and losses count
-    "balanced" ("both": "ends", see `vision_sae.nest.Ks`); without it there is one reading for all,
-    and losses count alike, as in MSAE. Raises ConfigError.
+    (MSAE's RW). `own`: each k reads latents with a gain and a shift of its own, and its loss counts
+    by its own size; without it there is one reading for all, and losses count alike, as in MSAE.
+    Raises ConfigError.
     """
     if nest not in NESTINGS:
         raise ConfigError(f"nest is one of {', '.join(NESTINGS)}; got {nest!r}")
     if not ks:
         raise ConfigError("nesting over k needs at least one k; got none")
-    of_own = "ends" if nest == "both" else "balanced"
-    weighting = "reversed" if reversed else of_own if own else "uniform"
+    weighting = "reversed" if reversed else "balanced" if own else "uniform"
     over_k = {"ks": tuple(sorted(set(ks))), "weighting": weighting, "own": own}
     settings: dict[str, Any] = {"k": max(ks), "nest": {"kind": nest}}
     if nest in ("k", "both"):

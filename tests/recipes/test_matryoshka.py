@@ -49,12 +49,11 @@ def test_settings_have_the_largest_k_and_no_prefix_twice() -> None:
     assert found == {
         "k": 8,
         "nest": {
-            "kind": "both", "ks": (4, 8), "weighting": "ends", "own": True,
+            "kind": "both", "ks": (4, 8), "weighting": "balanced", "own": True,
             "shares": (0.25, 0.5),
         },
     }  # fmt: skip
     assert nested_settings("prefix", (8,), (0.5,))["nest"]["shares"] == (0.5, 1.0)
-    assert nested_settings("k", (2, 4))["nest"]["weighting"] == "balanced"
     assert nested_settings("k", (2, 4), reversed=True)["nest"]["weighting"] == "reversed"
     assert nested_settings("k", (2, 4), own=False)["nest"]["weighting"] == "uniform"
 
