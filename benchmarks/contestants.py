@@ -36,12 +36,12 @@ class Contestant:
     reconstruct: Callable[[Tensor], Tensor]
 
 
-def ours(task: Task, **settings: Any) -> Contestant:
+def ours(task: Task, nest: dict[str, Any] | None = None, **settings: Any) -> Contestant:
     from vision_sae.sae import SAE, SAEConfig
     from vision_sae.store import MemoryStore
     from vision_sae.train import TrainConfig, Trainer
 
-    sae = SAE(SAEConfig.of(task.d, task.s, task.family, task.k))
+    sae = SAE(SAEConfig.of(task.d, task.s, task.family, task.k, nest=nest))
     with torch.no_grad():
         sae.W_dec.copy_(task.atoms())
         sae.W_enc.copy_(task.atoms())

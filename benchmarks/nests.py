@@ -46,14 +46,15 @@ def jobs() -> Iterator[Job]:
             yield Job(f"{family}-{k}", {"family": family, "k": k}, (k,))
     yield Job("k", nested_settings("k", KS), KS)
     yield Job("both", nested_settings("both", KS), KS)
-    yield Job("both-ends", _weighted(0.1, "ends"), KS)
-    yield Job("both-ends-.2", _weighted(0.2, "ends"), KS)
-    yield Job("both-.1-reversed", _weighted(0.1, "reversed"), KS)
+    for counts in ((3, 1, 1, 4), (3, 1, 1, 5)):
+        for share in (0.1, 0.2):
+            yield Job(f"both-{''.join(map(str, counts))}-{share}", _weighted(share, counts), KS)
+    yield Job("both-reversed-0.1", _weighted(0.1, "reversed"), KS)
     yield Job("prefix", nested_settings("prefix", KS) | {"family": "batchtopk"}, KS[-1:])
     yield Job("msae", MSAE, (8, 16, 32, 64, 128))
 
 
-def _weighted(share: float, weighting: str) -> dict[str, Any]:
+def _weighted(share: float, weighting: str | tuple[int, ...]) -> dict[str, Any]:
     """`both` with a share of the loss for the drawn prefix, and weights of the ks."""
     settings = nested_settings("both", KS)
     changed = {"prefix_weight": share, "weighting": weighting}

@@ -13,6 +13,7 @@ SMALL = {
     "extract": "--models emoji-clip --images 64 --rounds 1",
     "killed": "--kills 1 --images 60",
     "memory": "--latents 256 --d 16 --k 4 --batch 32 --steps 2",
+    "nested_step": "--d 16 --latents 128 --batch 32 --steps 2",
     "search": "--rows 2000",
     "store": "--gigabytes 0.01 --steps 1",
     "synthetic": "--families topk --steps 5 --seeds 1 --workers 1 --eval-rows 1024",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from vision_sae.config import Frozen
@@ -86,7 +86,7 @@ class Ks(_Nest):
     Where rows have more latents than the largest k, all of them together are the last group.
     Strongest by |code|, as latents compete, whatever the norm of their atoms.
     `uniform` counts each loss alike; `reversed` counts the smallest k most (G, G - 1, ..., 1);
-    `ends` counts the smallest k 3, the largest 4 and those between, whom both neighbours help, 1;
+    numbers count one k each, from the smallest on (what is past the largest counts as that does);
     `balanced`, of nests with `own`, divides each by its size in the batch, so that one percent of
     it counts alike at every k.
     `own`: each k reads latents with a gain and a shift of its own (`vision_sae.levels`), of topk.
@@ -94,13 +94,17 @@ class Ks(_Nest):
 
     kind: Literal["k"] = "k"
     ks: tuple[int, ...] = Field(min_length=1)
-    weighting: Literal["uniform", "reversed", "ends", "balanced"] = "uniform"
+    weighting: Literal["uniform", "reversed", "balanced"] | tuple[PositiveFloat, ...] = "uniform"
     own: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> "Ks":
         if self.weighting == "balanced" and not self.own:
             raise ValueError("weighting='balanced' is for nests with own=True")
+        if isinstance(self.weighting, tuple) and len(self.weighting) != len(set(self.ks)):
+            raise ValueError(
+                f"weighting has {len(self.weighting)} numbers for {len(set(self.ks))} ks"
+            )
         return self
 
     def weights(self, groups: int, errors: Tensor | None = None) -> Float[Tensor, " g"]:
@@ -108,8 +112,8 @@ class Ks(_Nest):
         raw = torch.ones(groups)
         if self.weighting == "reversed":
             raw = torch.arange(groups, 0, -1.0)
-        if self.weighting == "ends":
-            raw[0], raw[-1] = 3.0, 4.0
+        if isinstance(self.weighting, tuple):
+            raw = torch.tensor([*self.weighting, self.weighting[-1]][:groups])
         if self.weighting == "balanced" and errors is not None:
             raw = 1 / errors.clamp(min=torch.finfo(errors.dtype).tiny)
         return raw / raw.sum() if self.reduction == "mean" else raw

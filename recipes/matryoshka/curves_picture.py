@@ -58,8 +58,8 @@ def draw_curves(points: Sequence[Point], beside: Sequence[Point] = ()) -> str:
 
 
 def _panel(name: str, axis: str, line: Line, beside: Line) -> str:
-    """One curve with its points, their values written above them, and circles beside it."""
-    at = _scale([*line, *beside])
+    """One curve with its points and their values, and circles beside it."""
+    at, offset = _scale([*line, *beside]), -8 if not beside else 18  # circles want the room
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*spot) for spot in line))
     base = HEIGHT - BOTTOM
     return (
@@ -67,7 +67,7 @@ def _panel(name: str, axis: str, line: Line, beside: Line) -> str:
         f'<text x="{WIDTH - 16}" y="16" text-anchor="end">{BESIDE if beside else ""}</text>'
         f'<line x1="{LEFT}" x2="{WIDTH - 16}" y1="{base}" y2="{base}" stroke="#ccc"/>'
         f'<polyline points="{path}" fill="none" stroke="{BLUE}" stroke-width="1.5"/>'
-        + "".join(_mark(*at(*spot), *spot) for spot in line)
+        + "".join(_mark(*at(*spot), *spot, offset) for spot in line)
         + "".join(_circle(*at(*spot)) for spot in beside)
         + f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 5}" text-anchor="middle">{axis}</text>'
     )
@@ -90,9 +90,10 @@ def _circle(x: float, y: float) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="none" stroke="{ORANGE}"/>'
 
 
-def _mark(x: float, y: float, count: float, value: float) -> str:
+def _mark(x: float, y: float, count: float, value: float, offset: int) -> str:
+    said = f"{count:.0f}" if count >= 10 else f"{count:.3g}"
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{BLUE}"/>'
-        f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle" {HALO}>{value:.3g}</text>'
-        f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{count:.4g}</text>'
+        f'<text x="{x:.1f}" y="{y + offset:.1f}" text-anchor="middle" {HALO}>{value:.3g}</text>'
+        f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{said}</text>'
     )

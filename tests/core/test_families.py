@@ -189,7 +189,7 @@ def slow_parts(sae: SAE, f: Tensor) -> tuple[list[Tensor], list[float]]:
         ks = [*n.ks, *whole]  # what is past the largest k counts with all of them together
         parts = [f * torch.stack([largest(row.abs(), k) for row in f.detach()]) for k in ks]
         raw = list(range(len(parts), 0, -1)) if n.weighting == "reversed" else [1] * len(parts)
-        raw = [3, *raw[1:-1], 4] if n.weighting == "ends" else raw
+        raw = n.weighting if isinstance(n.weighting, tuple) else raw
         return parts, [w / sum(raw) for w in raw]
     if isinstance(n, nest.Prefixes):
         bounds = [round(share * s) for share in n.shares]

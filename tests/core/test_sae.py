@@ -54,6 +54,10 @@ NO_K = "the relu family has no k; it has coefficient, p"
             {"k": 2, "nest": {"kind": "k", "ks": (1, 2), "weighting": "balanced"}},
             "weighting='balanced' is for nests with own=True",
         ),
+        (
+            {"k": 2, "nest": {"kind": "k", "ks": (1, 2), "weighting": (1, 2, 3)}},
+            "weighting has 3 numbers for 2 ks",
+        ),
         ({"family": "jumprelu", "kernel": "box"}, r"kernel: Input should be 'rectangle', .*'box'"),
     ],
 )
@@ -206,11 +210,14 @@ def test_small_dictionaries_have_fewer_prefixes(s: int) -> None:
         ({"reduction": "sum"}, [1.0] * 3),
         ({"weighting": "reversed"}, [3 / 6, 2 / 6, 1 / 6]),
         ({"weighting": "reversed", "reduction": "sum"}, [3.0, 2.0, 1.0]),
-        ({"weighting": "ends"}, [3 / 8, 1 / 8, 4 / 8]),
+        ({"weighting": (3, 1, 4)}, [3 / 8, 1 / 8, 4 / 8]),
+        ({"ks": (1, 2), "weighting": (3, 1)}, [3 / 5, 1 / 5, 1 / 5]),
     ],
 )
 def test_what_the_nested_losses_count(options: dict[str, Any], want: list[float]) -> None:
-    torch.testing.assert_close(nest.Ks(ks=(1, 2, 4), **options).weights(3), torch.tensor(want))
+    torch.testing.assert_close(
+        nest.Ks(**{"ks": (1, 2, 4)} | options).weights(3), torch.tensor(want)
+    )
 
 
 BOTH = {"kind": "both", "ks": (2, 4), "shares": (0.25, 0.5)}
