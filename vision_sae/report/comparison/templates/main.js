@@ -24,7 +24,8 @@ function together(entries) {
   }
   return [...groups.values()].map((some) => {
     if (some.length === 1) return some[0];
-    const name = some[0].name.replace(/[-_]?seed_?\d+/, "").replace(/(^| |\/)[-_]/, "$1");
+    const left = some[0].name.replace(/[-_]?seed_?\d+/, "").replace(/(^| |\/)[-_]/, "$1");
+    const name = left.replace(/\/$/, "") || some[0].family;
     const scores = {};
     for (const key of Object.keys(data.scores)) {
       const values = some.map((entry) => valueOf(entry, key)).filter((value) => value !== null);
