@@ -54,7 +54,8 @@ def progressive(
 ) -> list[Point]:
     """The progressive curve of a nested SAE (MSAE, section 4), on all rows of a store.
 
-    By default over what it was trained for: each k, and each prefix at the largest k. With a
+    By default over what it was trained for: each k, and each prefix at the largest k; with none of
+    either (`ks=(), prefixes=()`) one point, of the SAE as it is by itself. With a
     `vision_sae.jobs.splicing.Splicer`, zero-shot accuracy too. Raises MismatchError for another
     site's store, ConfigError for a k or prefix outside of the trained range.
     """
