@@ -236,7 +236,10 @@ class Bench:
         return Texts(task.classes, embed_words(self.adapter, task.prompts), *self.words)
 
     def cell(self, name: str, make: Any) -> Cell:
-        path = self.out / "cells" / f"{name}.json"
+        args = self.args  # cells of other settings are others
+        split = "validation" if args.validation else "test"
+        settings = "-".join([*args.read, split, f"like={args.like}", *args.set])
+        path = self.out / "cells" / settings / f"{name}.json"
         if not path.exists():
             self.tell(name)
             path.parent.mkdir(parents=True, exist_ok=True)
