@@ -199,8 +199,9 @@ def list_measures(as_json: bool) -> None:
             }
         )
         return
-    rows = [
-        [m.name, ", ".join(m.scores), ", ".join(m.needs), " ".join((m.run.__doc__ or "").split())]
-        for m in MEASURES
-    ]
-    show.grid("measures", ["measure", "scores", "needs", ""], rows)
+    rows = []
+    for m in MEASURES:
+        needs = f"\nneeds {', '.join(m.needs)}" if m.needs else ""
+        about = " ".join((m.run.__doc__ or "").split())
+        rows.append([m.name, f"{', '.join(m.scores)}{needs}\n{about}"])
+    show.grid("measures", ["measure", "scores, and what they are"], rows)
