@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from contestants import Task, ours
@@ -49,9 +50,8 @@ def main() -> None:
         for kind in ("k", "both")
         for own in (True, False)
     }
-    steps = {name: ours(task, nest).step for name, nest in nests.items()}
-    taken = [{name: timed(lambda s=s: s(rows)) for name, s in steps.items()}
-             for _ in range(args.steps + 2)][2:]  # fmt: skip
+    steps = {name: partial(ours(task, nest).step, rows) for name, nest in nests.items()}
+    taken = [{name: timed(s) for name, s in steps.items()} for _ in range(args.steps + 2)][2:]
     means = {name: statistics.fmean(times[name] for times in taken) for name in steps}
     for name, mean in means.items():
         print(f"{name:14} {mean:.4f} s a step, {mean / means['TopK']:.2f} of TopK's")
