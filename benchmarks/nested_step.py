@@ -10,12 +10,11 @@ step; the first two of each are a warm-up. The largest of the ks is TopK's.
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from contestants import Task, ours
+from train_step import timed
 
 from vision_sae.recipes.matryoshka import nested_settings
 
@@ -32,12 +31,6 @@ def options() -> argparse.Namespace:
     made.add_argument("--steps", type=int, default=20)
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     return made.parse_args()
-
-
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def main() -> None:

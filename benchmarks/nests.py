@@ -46,9 +46,9 @@ def jobs() -> Iterator[Job]:
             yield Job(f"{family}-{k}", {"family": family, "k": k}, (k,))
     yield Job("k", nested_settings("k", KS), KS)
     yield Job("both", nested_settings("both", KS), KS)
-    for counts in ((3, 1, 1, 4), (3, 1, 1, 5)):
-        for share in (0.1, 0.2):
-            yield Job(f"both-{''.join(map(str, counts))}-{share}", _weighted(share, counts), KS)
+    yield Job("both-3114-0.1", _weighted(0.1, (3, 1, 1, 4)), KS)
+    yield Job("both-3114-0.2", _weighted(0.2, (3, 1, 1, 4)), KS)
+    yield Job("both-3115-0.1", _weighted(0.1, (3, 1, 1, 5)), KS)
     yield Job("both-reversed-0.1", _weighted(0.1, "reversed"), KS)
     yield Job("prefix", nested_settings("prefix", KS) | {"family": "batchtopk"}, KS[-1:])
     yield Job("msae", MSAE, (8, 16, 32, 64, 128))

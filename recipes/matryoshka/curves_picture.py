@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from math import log2
-from typing import NamedTuple
 
 from vision_sae.recipes.matryoshka.curves import Point
 
@@ -10,29 +9,13 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 300, 210, 46, 34, 28
 BLUE, ORANGE = "#2f6fd0", "#c2571a"
 HALO = 'stroke="#fff" stroke-width="3" paint-order="stroke"'
 BESIDE = f'<tspan fill="{ORANGE}">○ other SAEs, one for each sparsity</tspan>'
-MEASURES: dict[str, Callable[[Point], float | None]] = {
+Line = list[tuple[float, float]]
+Value = Callable[[Point], float | None]
+MEASURES: dict[str, Value] = {
     "FVU": lambda p: p.fvu,
     "cosine": lambda p: p.cosine,
     "zero-shot accuracy": lambda p: p.accuracy,
 }
-Line = list[tuple[float, float]]
-
-
-class _Axis(NamedTuple):
-    """What a measure is drawn over: the points of a curve, and those beside it."""
-
-    name: str
-    across: Callable[[Point], float]
-    points: list[Point]
-    beside: Sequence[Point] = ()
-
-    def lines(self, of: Callable[[Point], float | None]) -> tuple[Line, Line]:
-        """Without the points that have no such value."""
-        curve, others = (
-            [(self.across(p), value) for p in some if (value := of(p)) is not None]
-            for some in (self.points, self.beside)
-        )
-        return sorted(curve), sorted(others)
 
 
 def draw_curves(points: Sequence[Point], beside: Sequence[Point] = ()) -> str:
@@ -40,14 +23,17 @@ def draw_curves(points: Sequence[Point], beside: Sequence[Point] = ()) -> str:
 
     Other SAEs, which serve one sparsity each, are circles `beside` the curve over active latents.
     """
-    axes = [
-        _Axis(
-            "active latents per row", lambda p: p.l0, [p for p in points if not p.prefix], beside
-        ),
-        _Axis("latents in the prefix", lambda p: p.prefix or 0, [p for p in points if p.prefix]),
+    whole, cut = [p for p in points if not p.prefix], [p for p in points if p.prefix]
+    axes: list[tuple[str, Value, Sequence[Point], Sequence[Point]]] = [
+        ("active latents per row", lambda p: p.l0, whole, beside),
+        ("latents in the prefix", lambda p: p.prefix, cut, ()),
     ]
-    drawn = [(name, axis, *axis.lines(of)) for name, of in MEASURES.items() for axis in axes]
-    panels = [_panel(name, axis.name, *lines) for name, axis, *lines in drawn if len(lines[0]) > 1]
+    drawn = [
+        (name, axis, _line(curve, across, of), _line(others, across, of))
+        for name, of in MEASURES.items()
+        for axis, across, curve, others in axes
+    ]
+    panels = [_panel(*panel) for panel in drawn if len(panel[2]) > 1]
     placed = [
         f'<g transform="translate({i % 2 * WIDTH} {i // 2 * HEIGHT})">{panel}</g>'
         for i, panel in enumerate(panels)
@@ -57,9 +43,16 @@ def draw_curves(points: Sequence[Point], beside: Sequence[Point] = ()) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>' + "".join(placed) + "</svg>\n"
 
 
+def _line(points: Sequence[Point], across: Value, up: Value) -> Line:
+    """From left to right, without the points that have no such value."""
+    spots = [(across(p), up(p)) for p in points]
+    return sorted((x, y) for x, y in spots if x is not None and y is not None)
+
+
 def _panel(name: str, axis: str, line: Line, beside: Line) -> str:
     """One curve with its points and their values, and circles beside it."""
-    at, offset = _scale([*line, *beside]), -8 if not beside else 18  # circles want the room
+    at = _scale([*line, *beside])
+    offset = 18 if beside else -8  # values go below where circles want the room
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*spot) for spot in line))
     base = HEIGHT - BOTTOM
     return (

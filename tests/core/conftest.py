@@ -82,7 +82,8 @@ NESTS = {
     "ks": {"kind": "k", "ks": (1, 2)},
     "reversed": {"kind": "k", "ks": (1, 3), "weighting": "reversed"},
     "both": {"kind": "both", "ks": (1, 3), "shares": (0.25, 0.5)},
-    "own": {"kind": "k", "ks": (1, 2, 3), "own": True, "weighting": (3, 1, 4)},
+    "own": {"kind": "k", "ks": (1, 2, 3), "own": True},
+    "numbers": {"kind": "k", "ks": (1, 2, 3), "weighting": (3, 1, 4)},
     "balanced": {"kind": "both", "ks": (1, 3), "own": True, "weighting": "balanced"},
 }
 POINTS = {"kind": "archetypal", "points": 10, "delta": 0.5}
